@@ -1,0 +1,192 @@
+package builder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"k3s9p/internal/bundle"
+	"k3s9p/internal/progress"
+	"k3s9p/internal/record"
+)
+
+// launcherName is the file in dist/ that carries the distribution.
+const launcherName = "k3s9p"
+
+// pack makes the launcher with all files in it, in .work, and returns where it is
+// and its entry in the record.
+func (b *Builder) pack(ctx context.Context, build record.Build, sets []compiled, launcher string) (string, record.Output, error) {
+	launcherSum, _, err := hashFile(launcher)
+	if err != nil {
+		return "", record.Output{}, err
+	}
+	manifest, err := bundle.Manifest(build)
+	if err != nil {
+		return "", record.Output{}, err
+	}
+	final := b.work("out", "bundle-"+digestOf(launcherSum, string(manifest))[:16])
+	file := filepath.Join(final, launcherName)
+	if _, err := os.Stat(file); err != nil {
+		step := b.UI.Step("pack %s", launcherName)
+		if err := b.packTo(ctx, final, build, sets, launcher, step); err != nil {
+			step.Fail()
+			return "", record.Output{}, err
+		}
+		info, err := os.Stat(file)
+		if err != nil {
+			return "", record.Output{}, err
+		}
+		step.Done("%s", progress.Size(info.Size()))
+	}
+	sum, size, err := hashFile(file)
+	return file, record.Output{Path: launcherName, Size: size, SHA256: sum}, err
+}
+
+func (b *Builder) packTo(ctx context.Context, final string, build record.Build, sets []compiled, launcher string, step *progressStep) error {
+	files := make(map[string]string)
+	for _, set := range sets {
+		for _, output := range set.Outputs {
+			files[output.Path] = set.file(output)
+		}
+	}
+	dir, err := b.temporary("bundle")
+	if err != nil {
+		return err
+	}
+	archive, err := os.Create(filepath.Join(dir, "archive"))
+	if err != nil {
+		return err
+	}
+	defer archive.Close()
+	err = bundle.Pack(archive, build, func(output record.Output) (io.ReadCloser, error) {
+		step.Note("%s", output.Path)
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		return b.frame(output.SHA256, files[output.Path])
+	})
+	if err != nil {
+		return err
+	}
+	if _, err := archive.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	head, err := os.Open(launcher)
+	if err != nil {
+		return err
+	}
+	defer head.Close()
+	err = writeAside(filepath.Join(dir, launcherName), 0o755, func(w io.Writer) error {
+		return bundle.Attach(w, head, archive)
+	})
+	if err == nil {
+		err = os.Remove(archive.Name())
+	}
+	if err != nil {
+		return err
+	}
+	return publish(dir, final)
+}
+
+// frame opens the compressed form of a file, which is kept by its content.
+func (b *Builder) frame(sum, file string) (io.ReadCloser, error) {
+	name := b.work("frames", filepath.Base(file)+"-"+sum[:32])
+	if _, err := os.Stat(name); errors.Is(err, os.ErrNotExist) {
+		in, err := os.Open(file)
+		if err != nil {
+			return nil, err
+		}
+		defer in.Close()
+		if err := writeAside(name, 0o644, func(w io.Writer) error { return bundle.Compress(w, in) }); err != nil {
+			return nil, err
+		}
+	}
+	return os.Open(name)
+}
+
+// launcher compiles cmd/k3s9p, without a distribution in it.
+func (b *Builder) launcher(ctx context.Context, chain record.Toolchain) (string, error) {
+	key, err := b.launcherKey(chain)
+	if err != nil {
+		return "", err
+	}
+	final := b.work("out", "launcher-"+key[:16])
+	file := filepath.Join(final, launcherName)
+	if _, err := os.Stat(file); err == nil {
+		return file, nil
+	}
+	step := b.UI.Step("compile the launcher")
+	dir, err := b.temporary("launcher")
+	if err == nil {
+		_, err = b.run(ctx, command{dir: b.Root, env: goEnv(false), args: []string{"go", "build", "-trimpath", "-buildvcs=false", "-mod=readonly",
+			"-ldflags=-s -w", "-o", filepath.Join(dir, launcherName), "./cmd/k3s9p"}})
+	}
+	if err == nil {
+		err = publish(dir, final)
+	}
+	if err != nil {
+		step.Fail()
+		return "", fmt.Errorf("compile the launcher: %w", err)
+	}
+	step.Done("")
+	return file, nil
+}
+
+// launcherKey is the digest of the sources of the launcher.
+func (b *Builder) launcherKey(chain record.Toolchain) (string, error) {
+	parts := []string{outputFormat, chain.Go, chain.Platform}
+	for _, root := range []string{"go.mod", "go.sum", "cmd", "internal"} {
+		err := filepath.WalkDir(filepath.Join(b.Root, root), func(path string, entry fs.DirEntry, err error) error {
+			if errors.Is(err, os.ErrNotExist) {
+				return nil
+			}
+			if err != nil || entry.IsDir() || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			data, err := os.ReadFile(path)
+			relative, _ := filepath.Rel(b.Root, path)
+			parts = append(parts, relative, string(data))
+			return err
+		})
+		if err != nil {
+			return "", err
+		}
+	}
+	return digestOf(parts...), nil
+}
+
+// pruneAll removes outputs, trees and frames that older builds left.
+func (b *Builder) pruneAll(inUse []string) error {
+	var err error
+	for _, folder := range []string{"src", "mod", "out"} {
+		err = errors.Join(err, b.prune(folder, inUse))
+	}
+	return err
+}
+
+// pruneFrames keeps the frames of the files of this build only: they are large
+// and quick to make.
+func (b *Builder) pruneFrames(build record.Build) error {
+	var names []string
+	for _, output := range build.Outputs {
+		if output.Link == "" {
+			names = append(names, filepath.Base(output.Path)+"-"+output.SHA256[:32])
+		}
+	}
+	entries, err := os.ReadDir(b.work("frames"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	for _, entry := range entries {
+		if !slices.Contains(names, entry.Name()) {
+			err = errors.Join(err, os.Remove(b.work("frames", entry.Name())))
+		}
+	}
+	return err
+}

@@ -1,0 +1,18 @@
+// Package builder makes a distribution: pinned sources and a series of patches
+// become the files in dist/. It has a file per phase:
+//
+//	pin.go      1. read what is built and in which versions (build/*)
+//	source.go   2. fetch the modules, checked by go.sum, as writable trees
+//	patch.go    3. overlay and patches onto the trees (see package patch)
+//	compile.go  4. go build, with the trees in place of the modules
+//	bundle.go   5. one archive of all files, attached to the launcher
+//	record.go   6. build.json, SHA256SUMS, and the files in dist/
+//
+// Build, in builder.go, is the pipeline from top to bottom. Each phase is skipped
+// when the digest of its inputs is known, writes aside and renames, and can be
+// killed at any point: what it leaves is found in .work/tmp and removed by the
+// next build. One build runs at a time (lock.go).
+//
+// Beside it stand what maintainers do with the same trees: edit.go (patch:*),
+// upstream.go (test:upstream), reproduce.go (verify:*) and bench.go.
+package builder

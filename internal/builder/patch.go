@@ -1,0 +1,113 @@
+package builder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/mod/modfile"
+	"golang.org/x/mod/module"
+)
+
+// treePath is where the patched tree of a module stands. It is part of the
+// programs (go version -m shows it), so it depends on nothing but the content.
+func (b *Builder) treePath(series PinnedSeries) (string, error) {
+	escaped, err := module.EscapePath(series.Pin.Path)
+	if err != nil {
+		return "", err
+	}
+	return b.work("src", fmt.Sprintf("%s@%s-%s", filepath.ToSlash(flatten(escaped)), series.Pin.Version, series.Digest[:12])), nil
+}
+
+// flatten makes one file name of a module path.
+func flatten(path string) string {
+	name := []byte(path)
+	for i, c := range name {
+		if c == '/' {
+			name[i] = '+'
+		}
+	}
+	return string(name)
+}
+
+// patchTrees makes the patched trees of a set that do not exist yet and returns
+// all by module path.
+func (b *Builder) patchTrees(ctx context.Context, set *Set, zips map[string]string) (map[string]string, error) {
+	trees := make(map[string]string)
+	for _, series := range set.Series {
+		final, err := b.treePath(series)
+		if err != nil {
+			return nil, err
+		}
+		trees[series.Pin.Path] = final
+		if _, err := os.Stat(final); err == nil {
+			continue
+		}
+		step := b.UI.Step("%s: patch %s %s", set.Name, series.Pin.Path, series.Pin.Version)
+		if err := b.patchTree(ctx, series, zips[series.Pin.Path], final); err != nil {
+			step.Fail()
+			return nil, err
+		}
+		step.Done("%d patches", len(series.Patches))
+	}
+	return trees, nil
+}
+
+func (b *Builder) patchTree(ctx context.Context, series PinnedSeries, zipFile, final string) error {
+	if zipFile == "" {
+		return fmt.Errorf("go mod download gave no zip for %s", series.Pin.Path)
+	}
+	tree, err := b.temporary("tree")
+	if err != nil {
+		return err
+	}
+	if err := extract(series.Pin, zipFile, tree); err != nil {
+		return err
+	}
+	if err := series.Apply(tree, series.Pin.Path+" "+series.Pin.Version); err != nil {
+		return err
+	}
+	if err := os.Chmod(tree, 0o755); err != nil {
+		return err
+	}
+	return errors.Join(ctx.Err(), publish(tree, final))
+}
+
+// modfileFor writes go.mod and go.sum of a set with the trees in place of their
+// modules, and returns the path of the go.mod. Replacements are relative to the
+// set's folder, so that the programs do not depend on where the repository is.
+func (b *Builder) modfileFor(set *Set, name string, trees map[string]string) (string, error) {
+	file, err := modfile.Parse("go.mod", set.GoMod, nil)
+	if err != nil {
+		return "", err
+	}
+	for path, tree := range trees {
+		relative, err := filepath.Rel(set.Dir, tree)
+		if err != nil {
+			return "", err
+		}
+		if err := file.AddReplace(path, "", filepath.ToSlash(relative), ""); err != nil {
+			return "", err
+		}
+	}
+	file.Cleanup()
+	data, err := file.Format()
+	if err != nil {
+		return "", err
+	}
+	dir, err := b.temporary("mod")
+	if err != nil {
+		return "", err
+	}
+	err = errors.Join(
+		os.WriteFile(filepath.Join(dir, "go.mod"), data, 0o644),
+		os.WriteFile(filepath.Join(dir, "go.sum"), set.GoSum, 0o644),
+	)
+	if err != nil {
+		return "", err
+	}
+	final := b.work("mod", name)
+	return filepath.Join(final, "go.mod"), publish(dir, final)
+}
