@@ -1,6 +1,6 @@
 //go:build mage
 
-// The targets. Each parses the environment and calls one package.
+// Pinned sources and a patch series become a Kubernetes that runs on 9p.
 package main
 
 import (

@@ -29,6 +29,8 @@ type command struct {
 	env  []string // complete
 	args []string
 	line func(string) // called with each line of standard error
+	// unshare gives the command namespaces of its own (CLONE_NEWNS, …).
+	unshare uintptr
 }
 
 // run runs the command and returns its standard output. When it fails the error
@@ -45,7 +47,7 @@ func (b *Builder) run(ctx context.Context, c command) ([]byte, error) {
 	// as long (golang.org/issue/27505).
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL, Unshareflags: c.unshare}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 	cmd.WaitDelay = 3 * time.Second
 	var stdout bytes.Buffer

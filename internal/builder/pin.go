@@ -78,6 +78,8 @@ type UpstreamTest struct {
 	Root bool `json:"root,omitempty"`
 	// Path lists packages of the same module whose programs the tests run.
 	Path []string `json:"path,omitempty"`
+	// Needs are packages of the system that only the tests need.
+	Needs []Need `json:"needs,omitempty"`
 }
 
 // Pin is a module of a set at its version.
@@ -169,7 +171,11 @@ func (c *Config) check() error {
 		}
 		c.Programs[i].Dir = cmp.Or(program.Dir, "bin")
 	}
-	for _, need := range c.Needs {
+	needs := c.Needs
+	for _, test := range c.UpstreamTests {
+		needs = slices.Concat(needs, test.Needs)
+	}
+	for _, need := range needs {
 		if need.Package == "" || (need.Command == "") == (need.Library == "") {
 			return fmt.Errorf("a need has a package and either a command or a library, not %+v", need)
 		}
