@@ -231,6 +231,16 @@ type Selection struct {
 	Why          string // why auto took this one; empty otherwise
 }
 
+// upstream is the version of the set that the distribution is named after, or of
+// its first one.
+func (s Selection) upstream() string {
+	set := s.Sets[0]
+	if i := slices.IndexFunc(s.Sets, func(set *Set) bool { return set.Name == s.Distribution }); i >= 0 {
+		set = s.Sets[i]
+	}
+	return set.Pins[set.Config.Module].Version
+}
+
 // Select returns the sets of a distribution.
 func Select(sets []*Set, distro string) (Selection, error) {
 	of := make(map[string][]*Set)

@@ -22,15 +22,11 @@ const (
 // recordOf describes the files of some compiled sets.
 func recordOf(selection Selection, chain record.Toolchain, sets []compiled) record.Build {
 	build := record.Build{Distribution: selection.Distribution, Toolchain: chain}
-	upstream := ""
-	for i, set := range sets {
+	for _, set := range sets {
 		build.Sets = append(build.Sets, set.Record)
 		build.Outputs = append(build.Outputs, set.Outputs...)
-		if selection.Sets[i].Name == selection.Distribution {
-			upstream = selection.Sets[i].Pins[selection.Sets[i].Config.Module].Version
-		}
 	}
-	build.Version = versionWith(upstream, PatchDigest(selection.Sets...))
+	build.Version = versionWith(selection.upstream(), PatchDigest(selection.Sets...))
 	slices.SortFunc(build.Outputs, func(a, b record.Output) int { return strings.Compare(a.Path, b.Path) })
 	return build
 }
@@ -80,8 +76,13 @@ func (b *Builder) installOne(output record.Output, source func(record.Output) st
 			return false, nil
 		}
 		temporary := filepath.Join(filepath.Dir(target), ".tmp-"+filepath.Base(target))
-		_ = os.Remove(temporary)
-		return true, errors.Join(os.Symlink(output.Link, temporary), os.Rename(temporary, target))
+		if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
+			return false, err
+		}
+		if err := os.Symlink(output.Link, temporary); err != nil {
+			return false, err
+		}
+		return true, os.Rename(temporary, target)
 	}
 	if info, err := os.Lstat(target); err == nil && info.Mode() == 0o755 && info.Size() == output.Size {
 		if sum, _, err := hashFile(target); err == nil && sum == output.SHA256 {

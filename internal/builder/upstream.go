@@ -291,6 +291,7 @@ func (b *Builder) goTest(ctx context.Context, set *Set, test UpstreamTest, modfi
 	}
 	results := make(suite)
 	output := make(map[string][]string)
+	builds := make(map[string][]string) // by package, as the failed event of a test names it
 	scanner := bufio.NewScanner(bytes.NewReader(out))
 	scanner.Buffer(nil, 16<<20)
 	for scanner.Scan() {
@@ -307,7 +308,10 @@ func (b *Builder) goTest(ctx context.Context, set *Set, test UpstreamTest, modfi
 		case "output":
 			output[name] = append(output[name], event.Output)
 		case "build-output":
-			output[event.ImportPath] = append(output[event.ImportPath], event.Output)
+			builds[event.ImportPath] = append(builds[event.ImportPath], event.Output)
+		}
+		if event.FailedBuild != "" {
+			output[name] = append(output[name], builds[event.FailedBuild]...)
 		}
 	}
 	if err := scanner.Err(); err != nil {
@@ -334,11 +338,6 @@ func (b *Builder) keepOutput(set *Set, side string, results suite, output map[st
 	}
 	for _, test := range failed {
 		fmt.Fprintf(file, "=== %s\n%s\n", test, strings.Join(output[test], ""))
-	}
-	for name, text := range output {
-		if !strings.Contains(name, " ") && results[name] == "" {
-			fmt.Fprintf(file, "=== build of %s\n%s\n", name, strings.Join(text, ""))
-		}
 	}
 	if err := file.Close(); err == nil {
 		_ = copyFile(file.Name(), b.dist("reports", name), 0o644)

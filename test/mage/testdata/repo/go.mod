@@ -1,0 +1,3 @@
+module k3s9p
+
+go 1.26

@@ -1,0 +1,3 @@
+package lib
+
+func patched() string { return "patched" }
