@@ -2,6 +2,7 @@ package builder
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -49,6 +50,22 @@ func (b *Builder) Build(ctx context.Context, distro string) (err error) {
 	if err != nil {
 		return err
 	}
+	err = b.assemble(ctx, selection, chain)
+	var damaged *damagedError
+	if errors.As(err, &damaged) {
+		b.UI.Say("%v: building it again", damaged)
+		if err := removeTree(damaged.dir); err != nil {
+			return err
+		}
+		err = b.assemble(ctx, selection, chain)
+	}
+	return err
+}
+
+// assemble makes all sets and brings dist/ to their state.
+func (b *Builder) assemble(ctx context.Context, selection Selection, chain record.Toolchain) error {
+	b.made = make(map[string]bool)
+	there := b.sumDist()
 	var sets []compiled
 	for _, set := range selection.Sets {
 		c, err := b.make(ctx, set, chain)
@@ -66,19 +83,19 @@ func (b *Builder) Build(ctx context.Context, distro string) (err error) {
 	if err != nil {
 		return err
 	}
-	files := map[string]string{launcherName: packed}
-	inUse := []string{filepath.Dir(packed), filepath.Dir(launcher)}
+	dirs := map[string]string{launcherName: packed}
+	inUse := []string{packed, filepath.Dir(launcher)}
 	for _, set := range sets {
 		inUse = append(inUse, set.Dir)
 		for _, output := range set.Outputs {
-			files[output.Path] = set.file(output)
+			dirs[output.Path] = set.Dir
 		}
 	}
 	if err := b.pruneFrames(build); err != nil {
 		return err
 	}
 	build.Outputs = append(build.Outputs, output)
-	changed, err := b.install(build, func(output record.Output) string { return files[output.Path] })
+	changed, err := b.install(build, there(), func(output record.Output) string { return dirs[output.Path] })
 	if err != nil {
 		return err
 	}

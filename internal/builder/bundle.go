@@ -2,6 +2,9 @@ package builder
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -19,36 +22,30 @@ import (
 // launcherName is the file in dist/ that carries the distribution.
 const launcherName = "k3s9p"
 
-// pack makes the launcher with all files in it, in .work, and returns where it is
-// and its entry in the record.
+// pack makes the launcher with all files in it, and returns the folder of .work
+// that it is in and its entry in the record.
 func (b *Builder) pack(ctx context.Context, build record.Build, sets []compiled, launcher string) (string, record.Output, error) {
-	launcherSum, _, err := hashFile(launcher)
-	if err != nil {
-		return "", record.Output{}, err
-	}
 	manifest, err := bundle.Manifest(build)
 	if err != nil {
 		return "", record.Output{}, err
 	}
-	final := b.work("out", "bundle-"+digestOf(launcherSum, string(manifest))[:16])
-	file := filepath.Join(final, launcherName)
-	if _, err := os.Stat(file); err != nil {
-		step := b.UI.Step("pack %s", launcherName)
-		if err := b.packTo(ctx, final, build, sets, launcher, step); err != nil {
-			step.Fail()
-			return "", record.Output{}, err
-		}
-		info, err := os.Stat(file)
-		if err != nil {
-			return "", record.Output{}, err
-		}
-		step.Done("%s", progress.Size(info.Size()))
+	final := b.work("out", "bundle-"+digestOf(launcher, string(manifest))[:16])
+	var output record.Output
+	data, err := os.ReadFile(filepath.Join(final, "output.json"))
+	if err == nil {
+		err = json.Unmarshal(data, &output)
+		return final, output, err
 	}
-	sum, size, err := hashFile(file)
-	return file, record.Output{Path: launcherName, Size: size, SHA256: sum}, err
+	step := b.UI.Step("pack %s", launcherName)
+	if output, err = b.packTo(ctx, final, build, sets, launcher, step); err != nil {
+		step.Fail()
+		return "", record.Output{}, err
+	}
+	step.Done("%s", progress.Size(output.Size))
+	return final, output, nil
 }
 
-func (b *Builder) packTo(ctx context.Context, final string, build record.Build, sets []compiled, launcher string, step *progressStep) error {
+func (b *Builder) packTo(ctx context.Context, final string, build record.Build, sets []compiled, launcher string, step *progressStep) (record.Output, error) {
 	files := make(map[string]string)
 	for _, set := range sets {
 		for _, output := range set.Outputs {
@@ -57,41 +54,39 @@ func (b *Builder) packTo(ctx context.Context, final string, build record.Build, 
 	}
 	dir, err := b.temporary("bundle")
 	if err != nil {
-		return err
+		return record.Output{}, err
 	}
-	archive, err := os.Create(filepath.Join(dir, "archive"))
+	head, err := os.Open(launcher)
 	if err != nil {
-		return err
+		return record.Output{}, err
 	}
-	defer archive.Close()
-	err = bundle.Pack(archive, build, func(output record.Output) (io.ReadCloser, error) {
+	defer head.Close()
+	file, err := os.OpenFile(filepath.Join(dir, launcherName), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o755)
+	if err != nil {
+		return record.Output{}, err
+	}
+	sum := sha256.New()
+	err = bundle.Attach(io.MultiWriter(file, sum), head, build, func(output record.Output) (io.ReadCloser, error) {
 		step.Note("%s", output.Path)
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
 		return b.frame(output.SHA256, files[output.Path])
 	})
-	if err != nil {
-		return err
+	info, statErr := file.Stat()
+	if err := errors.Join(err, statErr, file.Close()); err != nil {
+		return record.Output{}, err
 	}
-	if _, err := archive.Seek(0, io.SeekStart); err != nil {
-		return err
-	}
-	head, err := os.Open(launcher)
-	if err != nil {
-		return err
-	}
-	defer head.Close()
-	err = writeAside(filepath.Join(dir, launcherName), 0o755, func(w io.Writer) error {
-		return bundle.Attach(w, head, archive)
-	})
+	output := record.Output{Path: launcherName, Size: info.Size(), SHA256: hex.EncodeToString(sum.Sum(nil))}
+	data, err := json.Marshal(output)
 	if err == nil {
-		err = os.Remove(archive.Name())
+		err = os.WriteFile(filepath.Join(dir, "output.json"), data, 0o644)
 	}
 	if err != nil {
-		return err
+		return record.Output{}, err
 	}
-	return publish(dir, final)
+	b.made[final] = true
+	return output, publish(dir, final)
 }
 
 // frame opens the compressed form of a file, which is kept by its content.
@@ -103,7 +98,11 @@ func (b *Builder) frame(sum, file string) (io.ReadCloser, error) {
 			return nil, err
 		}
 		defer in.Close()
-		if err := writeAside(name, 0o644, func(w io.Writer) error { return bundle.Compress(w, in) }); err != nil {
+		info, err := in.Stat()
+		if err != nil {
+			return nil, err
+		}
+		if err := writeAside(name, 0o644, func(w io.Writer) error { return bundle.Compress(w, in, info.Size()) }); err != nil {
 			return nil, err
 		}
 	}
@@ -124,7 +123,7 @@ func (b *Builder) launcher(ctx context.Context, chain record.Toolchain) (string,
 	step := b.UI.Step("compile the launcher")
 	dir, err := b.temporary("launcher")
 	if err == nil {
-		_, err = b.run(ctx, command{dir: b.Root, env: goEnv(false), args: []string{"go", "build", "-trimpath", "-buildvcs=false", "-mod=readonly",
+		_, err = b.run(ctx, command{dir: b.Root, env: b.goEnv(false), args: []string{"go", "build", "-trimpath", "-buildvcs=false", "-mod=readonly",
 			"-ldflags=-s -w", "-o", filepath.Join(dir, launcherName), "./cmd/k3s9p"}})
 	}
 	if err == nil {

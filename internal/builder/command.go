@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -142,15 +143,12 @@ var unpinned = []string{"GOFLAGS", "GOWORK", "GOOS", "GOARCH", "GOAMD64", "GOARM
 
 // goEnv is the environment of the go command: the user's, for the proxy and the
 // caches, with all that changes the result pinned.
-func goEnv(cgo bool) []string {
-	var env []string
+func (b *Builder) goEnv(cgo bool) []string {
+	env := slices.Clone(b.env)
 	for _, entry := range os.Environ() {
 		name, _, _ := strings.Cut(entry, "=")
-		pinned := false
-		for _, other := range unpinned {
-			pinned = pinned || name == other
-		}
-		if !pinned {
+		replaced := slices.ContainsFunc(b.env, func(own string) bool { return strings.HasPrefix(own, name+"=") })
+		if !replaced && !slices.Contains(unpinned, name) {
 			env = append(env, entry)
 		}
 	}
@@ -171,3 +169,6 @@ func firstLine(ctx context.Context, args ...string) string {
 	scanner.Scan()
 	return scanner.Text()
 }
+
+// discard is for steps that are part of a measurement.
+var discard = progress.NewPlain(io.Discard)

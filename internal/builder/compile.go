@@ -25,7 +25,7 @@ type progressStep = progress.Step
 // Toolchain asks the go command and, where a set uses cgo, the C compiler for
 // their versions.
 func (b *Builder) toolchain(ctx context.Context, sets []*Set) (record.Toolchain, error) {
-	out, err := b.run(ctx, command{dir: b.Root, env: goEnv(false), args: []string{"go", "env", "GOVERSION"}})
+	out, err := b.run(ctx, command{dir: b.Root, env: b.goEnv(false), args: []string{"go", "env", "GOVERSION"}})
 	if err != nil {
 		return record.Toolchain{}, err
 	}
@@ -165,6 +165,7 @@ func (b *Builder) compile(ctx context.Context, set *Set, key string, trees map[s
 		return compiled{}, err
 	}
 	c.Dir = final
+	b.made[final] = true
 	total := int64(0)
 	for _, output := range c.Outputs {
 		total += output.Size
@@ -219,7 +220,7 @@ func (b *Builder) goBuild(ctx context.Context, set *Set, modfile string, flags [
 	packages := 0
 	_, err := b.run(ctx, command{
 		dir:  set.Dir,
-		env:  append(goEnv(set.Config.CGO), "GOPROXY=off"),
+		env:  append(b.goEnv(set.Config.CGO), "GOPROXY=off"),
 		args: args,
 		line: func(line string) {
 			if !strings.Contains(line, " ") {

@@ -55,15 +55,18 @@ func (b *Builder) patchTrees(ctx context.Context, set *Set, zips map[string]stri
 	return trees, nil
 }
 
+// patchTree links the files of the stock tree and replaces the ones that the
+// series changes.
 func (b *Builder) patchTree(ctx context.Context, series PinnedSeries, zipFile, final string) error {
-	if zipFile == "" {
-		return fmt.Errorf("go mod download gave no zip for %s", series.Pin.Path)
+	stock, err := b.stockTree(series.Pin, zipFile)
+	if err != nil {
+		return err
 	}
 	tree, err := b.temporary("tree")
 	if err != nil {
 		return err
 	}
-	if err := extract(series.Pin, zipFile, tree); err != nil {
+	if err := linkTree(stock, tree); err != nil {
 		return err
 	}
 	if err := series.Apply(tree, series.Pin.Path+" "+series.Pin.Version); err != nil {
@@ -73,6 +76,43 @@ func (b *Builder) patchTree(ctx context.Context, series PinnedSeries, zipFile, f
 		return err
 	}
 	return errors.Join(ctx.Err(), publish(tree, final))
+}
+
+// stockTree unpacks a module as it is, once, and returns where.
+func (b *Builder) stockTree(pin Pin, zipFile string) (string, error) {
+	final := b.work("stock", flatten(pin.Path)+"@"+pin.Version+"-"+digestOf(treeFormat, pin.Sum)[:12])
+	if _, err := os.Stat(final); err == nil {
+		return final, nil
+	}
+	if zipFile == "" {
+		return "", fmt.Errorf("go mod download gave no zip for %s", pin.Path)
+	}
+	tree, err := b.temporary("stock")
+	if err != nil {
+		return "", err
+	}
+	if err := extract(pin, zipFile, tree); err != nil {
+		return "", err
+	}
+	return final, publish(tree, final)
+}
+
+// linkTree makes a tree of hard links. Who changes a file in it must replace it.
+func linkTree(from, to string) error {
+	return filepath.WalkDir(from, func(path string, entry os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(from, path)
+		if err != nil {
+			return err
+		}
+		target := filepath.Join(to, name)
+		if entry.IsDir() {
+			return os.MkdirAll(target, 0o755)
+		}
+		return os.Link(path, target)
+	})
 }
 
 // modfileFor writes go.mod and go.sum of a set with the trees in place of their

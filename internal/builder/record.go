@@ -33,12 +33,13 @@ func recordOf(selection Selection, chain record.Toolchain, sets []compiled) reco
 
 // install brings dist/ to the state of the record. Each file is complete or the
 // old one at any moment; build.json and SHA256SUMS come last, so that a dist/ in
-// between does not match its SHA256SUMS. It returns the number of files that
-// changed.
-func (b *Builder) install(build record.Build, source func(record.Output) string) (int, error) {
+// between does not match its SHA256SUMS. Source names the folder of .work/out that
+// an output comes from. There are the sums of the files in dist/
+// by path. It returns the number of files that changed.
+func (b *Builder) install(build record.Build, there map[string]string, source func(record.Output) string) (int, error) {
 	changed := 0
 	for _, output := range build.Outputs {
-		wrote, err := b.installOne(output, source)
+		wrote, err := b.installOne(output, there, source)
 		if err != nil {
 			return changed, fmt.Errorf("write %s: %w", b.dist(output.Path), err)
 		}
@@ -69,7 +70,7 @@ func (b *Builder) install(build record.Build, source func(record.Output) string)
 	return changed, nil
 }
 
-func (b *Builder) installOne(output record.Output, source func(record.Output) string) (bool, error) {
+func (b *Builder) installOne(output record.Output, sums map[string]string, source func(record.Output) string) (bool, error) {
 	target := b.dist(output.Path)
 	if output.Link != "" {
 		if link, err := os.Readlink(target); err == nil && link == output.Link {
@@ -84,12 +85,58 @@ func (b *Builder) installOne(output record.Output, source func(record.Output) st
 		}
 		return true, os.Rename(temporary, target)
 	}
-	if info, err := os.Lstat(target); err == nil && info.Mode() == 0o755 && info.Size() == output.Size {
-		if sum, _, err := hashFile(target); err == nil && sum == output.SHA256 {
-			return false, nil
+	if info, err := os.Lstat(target); err == nil && info.Mode() == 0o755 && info.Size() == output.Size && sums[output.Path] == output.SHA256 {
+		return false, nil
+	}
+	dir := source(output)
+	from := filepath.Join(dir, output.Path)
+	if !b.made[dir] {
+		if sum, _, err := hashFile(from); err != nil || sum != output.SHA256 {
+			return false, &damagedError{dir: dir}
 		}
 	}
-	return true, copyFile(source(output), target, 0o755)
+	return true, linkFile(from, target)
+}
+
+// damagedError is a compiled set that is not what was compiled: files in dist/
+// are hard links to it, and somebody wrote to one in place.
+type damagedError struct{ dir string }
+
+func (e *damagedError) Error() string { return e.dir + " was changed after it was built" }
+
+// linkFile puts a file into place as a hard link, or as a copy where .work and
+// dist are on two filesystems.
+func linkFile(from, to string) error {
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return err
+	}
+	temporary := filepath.Join(filepath.Dir(to), ".tmp-"+filepath.Base(to))
+	if err := os.Link(from, temporary); err != nil {
+		return copyFile(from, to, 0o755)
+	}
+	return os.Rename(temporary, to)
+}
+
+// sumDist hashes the files in dist/ while something else goes on. The function
+// that it returns waits for the sums, by path.
+func (b *Builder) sumDist() func() map[string]string {
+	sums := make(map[string]string)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		list, err := os.ReadFile(b.dist(sumsName))
+		if err != nil {
+			return
+		}
+		for line := range strings.Lines(string(list)) {
+			if _, name, found := strings.Cut(strings.TrimSpace(line), "  "); found && filepath.IsLocal(name) {
+				if sum, _, err := hashFile(b.dist(name)); err == nil {
+					sums[name] = sum
+				}
+			}
+		}
+	}()
+	return func() map[string]string { <-done; return sums }
 }
 
 // sumsOf is the content of SHA256SUMS, in the format of sha256sum(1).

@@ -41,7 +41,7 @@ func (b *Builder) download(ctx context.Context, set *Set, step *progressStep) (m
 	fetched := 0
 	out, runErr := b.run(ctx, command{
 		dir:  set.Dir,
-		env:  goEnv(false),
+		env:  b.goEnv(false),
 		args: []string{"go", "mod", "download", "-modfile=" + modfile, "-json"},
 		line: func(line string) {
 			if name, ok := strings.CutPrefix(line, "go: downloading "); ok {

@@ -156,22 +156,12 @@ func (b *Builder) stockTrees(ctx context.Context, set *Set) (map[string]string, 
 	}
 	trees := make(map[string]string)
 	for _, series := range set.Series {
-		final := b.work("stock", flatten(series.Pin.Path)+"@"+series.Pin.Version+"-"+digestOf(treeFormat, series.Pin.Sum)[:12])
-		trees[series.Pin.Path] = final
-		if _, err := os.Stat(final); err == nil {
-			continue
-		}
-		tree, err := b.temporary("stock")
-		if err == nil {
-			err = extract(series.Pin, zips[series.Pin.Path], tree)
-		}
-		if err == nil {
-			err = publish(tree, final)
-		}
+		tree, err := b.stockTree(series.Pin, zips[series.Pin.Path])
 		if err != nil {
 			step.Fail()
 			return nil, err
 		}
+		trees[series.Pin.Path] = tree
 	}
 	step.Done("")
 	return trees, nil
@@ -267,7 +257,7 @@ func (b *Builder) helpers(ctx context.Context, set *Set, test UpstreamTest, modf
 		return "", err
 	}
 	args := append([]string{"go", "build", "-trimpath", "-buildvcs=false", "-mod=readonly", "-modfile=" + modfile, "-o", dir + "/"}, test.Path...)
-	_, err = b.run(ctx, command{dir: set.Dir, env: append(goEnv(set.Config.CGO), "GOPROXY=off"), args: args})
+	_, err = b.run(ctx, command{dir: set.Dir, env: append(b.goEnv(set.Config.CGO), "GOPROXY=off"), args: args})
 	return dir + string(filepath.ListSeparator) + path, err
 }
 
@@ -276,7 +266,7 @@ func (b *Builder) helpers(ctx context.Context, set *Set, test UpstreamTest, modf
 func (b *Builder) goTest(ctx context.Context, set *Set, test UpstreamTest, modfile, path, side string, step *progressStep, args ...string) (suite, error) {
 	c := command{
 		dir: set.Dir,
-		env: append(goEnv(set.Config.CGO), "GOPROXY=off", "PATH="+path),
+		env: append(b.goEnv(set.Config.CGO), "GOPROXY=off", "PATH="+path),
 		args: append([]string{"go", "test", "-json", "-trimpath", "-buildvcs=false", "-vet=off", "-mod=readonly", "-timeout=10m",
 			"-modfile=" + modfile}, args...),
 		line: func(line string) { step.Note("%s: %s", side, line) },

@@ -35,6 +35,9 @@ const kept = 2
 type Builder struct {
 	Root string // of the repository
 	UI   UI
+	env  []string // further variables of the go command
+
+	made map[string]bool // folders of .work/out that this process has made
 }
 
 func (b *Builder) work(elem ...string) string {

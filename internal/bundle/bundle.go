@@ -2,8 +2,8 @@
 // tar.zst, attaches it to the launcher, and unpacks it again.
 //
 // The archive is a chain of zstd frames (RFC 8878, section 3: frames may be
-// concatenated), one per file, so that a file that did not change is not
-// compressed again. The launcher carries it behind its own ELF image, in front
+// concatenated). No frame spans two files, so that a file that did not change is
+// not compressed again. The launcher carries it behind its own ELF image, in front
 // of a trailer; embedding it with go:embed would compile and link its bytes
 // again for each change of one program.
 package bundle
@@ -21,8 +21,10 @@ import (
 	"path"
 	"path/filepath"
 	"runtime"
+	"sync"
 
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sync/errgroup"
 
 	"k3s9p/internal/record"
 )
@@ -92,49 +94,91 @@ func writeMember(w io.Writer, header *tar.Header, content io.Reader) error {
 	return err
 }
 
-// frameOf compresses a few bytes.
-func frameOf(data []byte) io.Reader {
-	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(1))
+// encoder is shared: its EncodeAll may run several times at once.
+var encoder = sync.OnceValue(func() *zstd.Encoder {
+	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)))
 	if err != nil {
 		panic(err) // the options are constants
 	}
-	return bytes.NewReader(encoder.EncodeAll(data, nil))
-}
+	return encoder
+})
 
-// Compress writes one frame with all of r. The bytes do not depend on the number
-// of processors.
-func Compress(w io.Writer, r io.Reader) error {
-	encoder, err := zstd.NewWriter(w, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(max(2, runtime.NumCPU())))
-	if err != nil {
+// compress returns one frame.
+func compress(data []byte) []byte { return encoder().EncodeAll(data, make([]byte, 0, len(data)/3)) }
+
+// frameOf compresses a few bytes.
+func frameOf(data []byte) io.Reader { return bytes.NewReader(compress(data)) }
+
+// chunk is how many bytes of a file make a frame. The chunks are compressed in
+// parallel; their size, and so the result, does not depend on the machine.
+const chunk = 16 << 20
+
+// Compress writes the frames of a file of the given size in bytes.
+func Compress(w io.Writer, file io.ReaderAt, size int64) error {
+	frames := make([][]byte, (size+chunk-1)/chunk)
+	var group errgroup.Group
+	group.SetLimit(runtime.GOMAXPROCS(0))
+	for i := range frames {
+		group.Go(func() error {
+			data := make([]byte, min(chunk, size-int64(i)*chunk))
+			if _, err := file.ReadAt(data, int64(i)*chunk); err != nil {
+				return err
+			}
+			frames[i] = compress(data)
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
 		return err
 	}
-	_, err = io.Copy(encoder, r)
-	return errors.Join(err, encoder.Close())
+	for _, frame := range frames {
+		if _, err := w.Write(frame); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // trailer ends a launcher that carries an archive: 16 bytes of magic, offset and
-// length of the archive (64 bits each, little endian), and its SHA-256.
+// length of the archive (64 bits each, little endian), and the SHA-256 of its
+// manifest, which holds that of each file.
 const (
 	magic         = "k3s9p-bundle-v1\n"
 	trailerLength = len(magic) + 8 + 8 + sha256.Size
 )
 
-// Attach writes the launcher, the archive and the trailer.
-func Attach(w io.Writer, launcher, archive io.Reader) error {
+// Attach writes the launcher, the archive of a build and the trailer.
+func Attach(w io.Writer, launcher io.Reader, build record.Build, compressed func(record.Output) (io.ReadCloser, error)) error {
+	manifest, err := Manifest(build)
+	if err != nil {
+		return err
+	}
 	offset, err := io.Copy(w, launcher)
 	if err != nil {
 		return err
 	}
-	sum := sha256.New()
-	length, err := io.Copy(io.MultiWriter(w, sum), archive)
-	if err != nil {
+	archive := &counted{w: w}
+	if err := Pack(archive, build, compressed); err != nil {
 		return err
 	}
+	sum := sha256.Sum256(manifest)
 	trailer := []byte(magic)
 	trailer = binary.LittleEndian.AppendUint64(trailer, uint64(offset))
-	trailer = binary.LittleEndian.AppendUint64(trailer, uint64(length))
-	_, err = w.Write(sum.Sum(trailer))
+	trailer = binary.LittleEndian.AppendUint64(trailer, uint64(archive.length))
+	_, err = w.Write(append(trailer, sum[:]...))
 	return err
+}
+
+// counted counts what is written through it.
+type counted struct {
+	w      io.Writer
+	length int64
+}
+
+func (c *counted) Write(p []byte) (int, error) {
+	n, err := c.w.Write(p)
+	c.length += int64(n)
+	return n, err
 }
 
 // ErrNoBundle is returned for a launcher that carries no archive.
@@ -190,41 +234,37 @@ func (b *Bundle) readTrailer() error {
 	return nil
 }
 
-// Digest identifies the archive: its SHA-256.
+// Digest identifies what is in the archive: the SHA-256 of its manifest.
 func (b *Bundle) Digest() [sha256.Size]byte { return b.sum }
-
-// Verify reads the archive and compares it with its digest.
-func (b *Bundle) Verify() error {
-	sum := sha256.New()
-	if _, err := io.Copy(sum, io.NewSectionReader(b.archive, 0, b.archive.Size())); err != nil {
-		return err
-	}
-	if got := [sha256.Size]byte(sum.Sum(nil)); got != b.sum {
-		return fmt.Errorf("the bundle is damaged: its SHA-256 is %x, not %x", got, b.sum)
-	}
-	return nil
-}
 
 // Build returns the record of the build.
 func (b *Bundle) Build() (record.Build, error) {
 	var build record.Build
 	err := b.each(func(header *tar.Header, content io.Reader) (bool, error) {
-		if header.Name != ManifestName {
-			return false, fmt.Errorf("the bundle begins with %s, not with %s", header.Name, ManifestName)
-		}
-		return false, json.NewDecoder(content).Decode(&build)
+		var err error
+		build, err = b.readManifest(header, content)
+		return false, err
 	})
 	return build, err
 }
 
-// Unpack verifies the archive and writes its files beneath dir, which must not
-// exist: it appears when it is complete.
+func (b *Bundle) readManifest(header *tar.Header, content io.Reader) (record.Build, error) {
+	var build record.Build
+	manifest, err := io.ReadAll(content)
+	if err != nil {
+		return build, err
+	}
+	if header.Name != ManifestName || sha256.Sum256(manifest) != b.sum {
+		return build, errors.New("the bundle is damaged: its manifest is not the one that was packed")
+	}
+	return build, json.Unmarshal(manifest, &build)
+}
+
+// Unpack writes the files beneath dir, which must not exist, and compares each
+// with its sum in the manifest. The folder appears when it is complete.
 func (b *Bundle) Unpack(dir string) error {
 	if _, err := os.Lstat(dir); err == nil {
 		return fmt.Errorf("unpack to %s: %w", dir, os.ErrExist)
-	}
-	if err := b.Verify(); err != nil {
-		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err
@@ -234,16 +274,36 @@ func (b *Bundle) Unpack(dir string) error {
 		return err
 	}
 	defer os.RemoveAll(temporary)
-	err = b.each(func(header *tar.Header, content io.Reader) (bool, error) {
-		return true, unpackMember(temporary, header, content)
-	})
-	if err != nil {
+	if err := b.unpackTo(temporary); err != nil {
 		return fmt.Errorf("unpack to %s: %w", dir, err)
 	}
 	if err := os.Chmod(temporary, 0o755); err != nil {
 		return err
 	}
 	return os.Rename(temporary, dir)
+}
+
+func (b *Bundle) unpackTo(dir string) error {
+	missing := make(map[string]record.Output)
+	err := b.each(func(header *tar.Header, content io.Reader) (bool, error) {
+		if header.Name == ManifestName {
+			build, err := b.readManifest(header, content)
+			for _, output := range build.Outputs {
+				missing[output.Path] = output
+			}
+			return true, err
+		}
+		output, ok := missing[header.Name]
+		if !ok {
+			return false, fmt.Errorf("the bundle is damaged: its manifest does not name %q", header.Name)
+		}
+		delete(missing, header.Name)
+		return true, unpackMember(dir, output, content)
+	})
+	if err == nil && len(missing) > 0 {
+		err = fmt.Errorf("the bundle is damaged: it lacks %d files of its manifest", len(missing))
+	}
+	return err
 }
 
 // each calls f for the members of the archive while it returns true.
@@ -268,24 +328,28 @@ func (b *Bundle) each(f func(*tar.Header, io.Reader) (bool, error)) error {
 	}
 }
 
-func unpackMember(dir string, header *tar.Header, content io.Reader) error {
-	if !filepath.IsLocal(header.Name) {
-		return fmt.Errorf("the bundle reaches outside of its folder: %s", header.Name)
+func unpackMember(dir string, output record.Output, content io.Reader) error {
+	if !filepath.IsLocal(output.Path) || !filepath.IsLocal(path.Join(path.Dir(output.Path), output.Link)) {
+		return fmt.Errorf("the bundle reaches outside of its folder: %s %s", output.Path, output.Link)
 	}
-	target := filepath.Join(dir, header.Name)
+	target := filepath.Join(dir, output.Path)
 	if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
 		return err
 	}
-	if header.Typeflag == tar.TypeSymlink {
-		if !filepath.IsLocal(path.Join(path.Dir(header.Name), header.Linkname)) {
-			return fmt.Errorf("the bundle's link %s reaches outside of its folder: %s", header.Name, header.Linkname)
-		}
-		return os.Symlink(header.Linkname, target)
+	if output.Link != "" {
+		return os.Symlink(output.Link, target)
 	}
-	out, err := os.OpenFile(target, os.O_WRONLY|os.O_CREATE|os.O_EXCL, header.FileInfo().Mode().Perm())
+	file, err := os.OpenFile(target, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o755)
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(out, content)
-	return errors.Join(err, out.Close())
+	sum := sha256.New()
+	_, err = io.Copy(io.MultiWriter(file, sum), content)
+	if err := errors.Join(err, file.Close()); err != nil {
+		return err
+	}
+	if got := fmt.Sprintf("%x", sum.Sum(nil)); got != output.SHA256 {
+		return fmt.Errorf("the bundle is damaged: %s has the SHA-256 %s, not %s", output.Path, got, output.SHA256)
+	}
+	return nil
 }

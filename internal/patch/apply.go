@@ -88,11 +88,20 @@ func (p Patch) applyFile(tree, module string, f *gitdiff.File) error {
 	if err := gitdiff.Apply(&dst, bytes.NewReader(src), f); err != nil {
 		return drift(where, f, src, err)
 	}
+	return replaceFile(path, dst.Bytes())
+}
+
+// replaceFile puts a new file in the place of an old one: the old one may be a
+// hard link to the stock tree.
+func replaceFile(path string, data []byte) error {
 	info, err := os.Stat(path)
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(path, dst.Bytes(), info.Mode().Perm())
+	if err := os.Remove(path); err != nil {
+		return err
+	}
+	return os.WriteFile(path, data, info.Mode().Perm())
 }
 
 // drift turns the error of a hunk into one that shows where it stands, what it
