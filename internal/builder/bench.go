@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/tools/benchmark/parse"
 
 	"k3s9p/internal/hint"
+	"k3s9p/internal/patch"
 )
 
 // measurement is a figure with its limit.
@@ -267,27 +267,27 @@ func (b *Builder) benchBuild(ctx context.Context, selection Selection) ([]measur
 	}, nil
 }
 
-// edited is an expression in an added line of a cAdvisor patch; changePatch adds
-// to it, so that package fs and the program have to be made again.
-var edited = regexp.MustCompile(`(?m)^(\+.*\*stats\.Inodes != 0).*( \{)$`)
-
-// changePatch edits a cAdvisor patch as a developer would: a line of code.
+// changePatch edits a cAdvisor patch as a developer would: a line of code more in
+// package fs.
 func (b *Builder) changePatch() error {
 	files, err := filepath.Glob(filepath.Join(b.Root, "patches", cadvisor, "*", "*.patch"))
 	if err != nil {
 		return err
 	}
-	for _, file := range files {
+	for _, file := range slices.Backward(files) { // the last one: the next ones would have to move
 		data, err := os.ReadFile(file)
 		if err != nil {
 			return err
 		}
-		if edited.Match(data) {
-			replacement := fmt.Sprintf("${1} && *stats.Inodes != %d${2}", time.Now().UnixNano())
-			return os.WriteFile(file, edited.ReplaceAll(data, []byte(replacement)), 0o644)
+		edited, ok, err := patch.Lengthen(data, "fs/fs.go", fmt.Sprintf("\t\t_ = %d\n", time.Now().UnixNano()))
+		if err != nil {
+			return err
+		}
+		if ok {
+			return os.WriteFile(file, edited, 0o644)
 		}
 	}
-	return fmt.Errorf("no cAdvisor patch has a line that matches %s", edited)
+	return errors.New("no cAdvisor patch adds a block to fs/fs.go")
 }
 
 // timeMage times go tool mage build, as a user types it.
@@ -334,8 +334,9 @@ func (b *Builder) timeGoBuild(ctx context.Context, set *Set) (time.Duration, err
 	for _, program := range set.Config.Programs {
 		args = append(args, program.Package)
 	}
+	env := slices.DeleteFunc(b.goEnv(set.Config.CGO), func(entry string) bool { return entry == tunedGC })
 	start := time.Now()
-	_, err = b.run(ctx, command{dir: set.Dir, env: append(b.goEnv(set.Config.CGO), "GOPROXY=off"), args: args})
+	_, err = b.run(ctx, command{dir: set.Dir, env: append(env, "GOPROXY=off"), args: args})
 	return time.Since(start), err
 }
 

@@ -79,7 +79,7 @@ func (b *Builder) assemble(ctx context.Context, selection Selection, chain recor
 	if err != nil {
 		return err
 	}
-	packed, output, err := b.pack(ctx, build, sets, launcher)
+	packed, err := b.packDir(build, launcher)
 	if err != nil {
 		return err
 	}
@@ -91,15 +91,15 @@ func (b *Builder) assemble(ctx context.Context, selection Selection, chain recor
 			dirs[output.Path] = set.Dir
 		}
 	}
-	if err := b.pruneFrames(build); err != nil {
+	pruned := make(chan error, 1)
+	go func() { pruned <- errors.Join(b.pruneFrames(build), b.pruneAll(inUse)) }()
+	output, err := b.pack(ctx, packed, build, sets, launcher)
+	if err := errors.Join(err, <-pruned); err != nil {
 		return err
 	}
 	build.Outputs = append(build.Outputs, output)
 	changed, err := b.install(build, there(), func(output record.Output) string { return dirs[output.Path] })
 	if err != nil {
-		return err
-	}
-	if err := b.pruneAll(inUse); err != nil {
 		return err
 	}
 	b.conclude(selection, build, changed)

@@ -22,27 +22,27 @@ import (
 // launcherName is the file in dist/ that carries the distribution.
 const launcherName = "k3s9p"
 
-// pack makes the launcher with all files in it, and returns the folder of .work
-// that it is in and its entry in the record.
-func (b *Builder) pack(ctx context.Context, build record.Build, sets []compiled, launcher string) (string, record.Output, error) {
+// packDir is the folder of .work for the launcher with all files in it.
+func (b *Builder) packDir(build record.Build, launcher string) (string, error) {
 	manifest, err := bundle.Manifest(build)
-	if err != nil {
-		return "", record.Output{}, err
-	}
-	final := b.work("out", "bundle-"+digestOf(launcher, string(manifest))[:16])
+	return b.work("out", "bundle-"+digestOf(launcher, string(manifest))[:16]), err
+}
+
+// pack makes the launcher with all files in it, in the folder final, and returns
+// its entry in the record.
+func (b *Builder) pack(ctx context.Context, final string, build record.Build, sets []compiled, launcher string) (record.Output, error) {
 	var output record.Output
 	data, err := os.ReadFile(filepath.Join(final, "output.json"))
 	if err == nil {
-		err = json.Unmarshal(data, &output)
-		return final, output, err
+		return output, json.Unmarshal(data, &output)
 	}
 	step := b.UI.Step("pack %s", launcherName)
 	if output, err = b.packTo(ctx, final, build, sets, launcher, step); err != nil {
 		step.Fail()
-		return "", record.Output{}, err
+		return output, err
 	}
 	step.Done("%s", progress.Size(output.Size))
-	return final, output, nil
+	return output, nil
 }
 
 func (b *Builder) packTo(ctx context.Context, final string, build record.Build, sets []compiled, launcher string, step *progressStep) (record.Output, error) {
@@ -65,19 +65,29 @@ func (b *Builder) packTo(ctx context.Context, final string, build record.Build, 
 	if err != nil {
 		return record.Output{}, err
 	}
-	sum := sha256.New()
+	// The frames that are missing are made while the others are written.
+	frames := make(map[string]func() error)
+	for _, output := range build.Outputs {
+		if output.Link == "" {
+			made := make(chan error, 1)
+			go func() { made <- b.makeFrame(output.SHA256, files[output.Path]) }()
+			frames[output.Path] = func() error { return <-made }
+		}
+	}
+	sum := newBackgroundSum()
 	err = bundle.Attach(io.MultiWriter(file, sum), head, build, func(output record.Output) (io.ReadCloser, error) {
 		step.Note("%s", output.Path)
-		if err := ctx.Err(); err != nil {
+		if err := errors.Join(ctx.Err(), frames[output.Path]()); err != nil {
 			return nil, err
 		}
-		return b.frame(output.SHA256, files[output.Path])
+		return os.Open(b.frameName(output.SHA256, files[output.Path]))
 	})
+	digest := sum.finish()
 	info, statErr := file.Stat()
 	if err := errors.Join(err, statErr, file.Close()); err != nil {
 		return record.Output{}, err
 	}
-	output := record.Output{Path: launcherName, Size: info.Size(), SHA256: hex.EncodeToString(sum.Sum(nil))}
+	output := record.Output{Path: launcherName, Size: info.Size(), SHA256: digest}
 	data, err := json.Marshal(output)
 	if err == nil {
 		err = os.WriteFile(filepath.Join(dir, "output.json"), data, 0o644)
@@ -89,24 +99,62 @@ func (b *Builder) packTo(ctx context.Context, final string, build record.Build, 
 	return output, publish(dir, final)
 }
 
-// frame opens the compressed form of a file, which is kept by its content.
-func (b *Builder) frame(sum, file string) (io.ReadCloser, error) {
-	name := b.work("frames", filepath.Base(file)+"-"+sum[:32])
-	if _, err := os.Stat(name); errors.Is(err, os.ErrNotExist) {
-		in, err := os.Open(file)
-		if err != nil {
-			return nil, err
-		}
-		defer in.Close()
-		info, err := in.Stat()
-		if err != nil {
-			return nil, err
-		}
-		if err := writeAside(name, 0o644, func(w io.Writer) error { return bundle.Compress(w, in, info.Size()) }); err != nil {
-			return nil, err
-		}
+// frameName is where the compressed form of a file is kept, by its content.
+func (b *Builder) frameName(sum, file string) string {
+	return b.work("frames", filepath.Base(file)+"-"+sum[:32])
+}
+
+// makeFrame compresses a file, unless that was done before.
+func (b *Builder) makeFrame(sum, file string) error {
+	name := b.frameName(sum, file)
+	if _, err := os.Stat(name); err == nil {
+		return nil
 	}
-	return os.Open(name)
+	in, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	info, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	return writeAside(name, 0o644, func(w io.Writer) error { return bundle.Compress(w, in, info.Size()) })
+}
+
+// backgroundSum is a SHA-256 that is computed while its writer does other things.
+type backgroundSum struct {
+	blocks chan []byte
+	done   chan string
+	rest   []byte
+}
+
+func newBackgroundSum() *backgroundSum {
+	s := &backgroundSum{blocks: make(chan []byte, 4), done: make(chan string)}
+	go func() {
+		h := sha256.New()
+		for block := range s.blocks {
+			h.Write(block)
+		}
+		s.done <- hex.EncodeToString(h.Sum(nil))
+	}()
+	return s
+}
+
+func (s *backgroundSum) Write(p []byte) (int, error) {
+	s.rest = append(s.rest, p...)
+	if len(s.rest) >= 1<<20 {
+		s.blocks <- s.rest
+		s.rest = make([]byte, 0, 1<<20+64<<10)
+	}
+	return len(p), nil
+}
+
+// finish returns the sum in hexadecimal.
+func (s *backgroundSum) finish() string {
+	s.blocks <- s.rest
+	close(s.blocks)
+	return <-s.done
 }
 
 // launcher compiles cmd/k3s9p, without a distribution in it.
@@ -169,8 +217,8 @@ func (b *Builder) pruneAll(inUse []string) error {
 	return err
 }
 
-// pruneFrames keeps the frames of the files of this build only: they are large
-// and quick to make.
+// pruneFrames keeps the frames of the files of this build only, which may be in
+// the making: they are large and quick to make.
 func (b *Builder) pruneFrames(build record.Build) error {
 	var names []string
 	for _, output := range build.Outputs {
@@ -183,7 +231,7 @@ func (b *Builder) pruneFrames(build record.Build) error {
 		return nil
 	}
 	for _, entry := range entries {
-		if !slices.Contains(names, entry.Name()) {
+		if !slices.Contains(names, entry.Name()) && !strings.HasPrefix(entry.Name(), ".tmp-") {
 			err = errors.Join(err, os.Remove(b.work("frames", entry.Name())))
 		}
 	}

@@ -25,8 +25,40 @@ type downloaded struct {
 }
 
 // download fetches all modules of a set, checked by its go.sum, so that
-// compiling needs no network. It returns the zips by module path.
+// compiling needs no network. It returns the zips by module path. Modules that
+// were fetched and checked before, and are still in the module cache, are not
+// asked for again.
 func (b *Builder) download(ctx context.Context, set *Set, step *progressStep) (map[string]string, error) {
+	known := b.work("mod", "fetched-"+digestOf(string(set.GoMod), string(set.GoSum))[:16])
+	if zips := readFetched(known); zips != nil {
+		return zips, nil
+	}
+	zips, err := b.downloadNow(ctx, set, step)
+	if err != nil {
+		return nil, err
+	}
+	return zips, writeAside(known, 0o644, func(w io.Writer) error { return json.NewEncoder(w).Encode(zips) })
+}
+
+// readFetched returns the zips of an earlier download if all are still there.
+func readFetched(name string) map[string]string {
+	data, err := os.ReadFile(name)
+	if err != nil {
+		return nil
+	}
+	var zips map[string]string
+	if err := json.Unmarshal(data, &zips); err != nil {
+		return nil
+	}
+	for _, zip := range zips {
+		if _, err := os.Stat(zip); err != nil {
+			return nil
+		}
+	}
+	return zips
+}
+
+func (b *Builder) downloadNow(ctx context.Context, set *Set, step *progressStep) (map[string]string, error) {
 	// go mod download adds sums that are missing. Here a missing sum is an error,
 	// so it works on a copy, which must not change.
 	dir, err := b.temporary("download-" + set.Name)

@@ -73,17 +73,15 @@ func (b *Builder) sweep() error {
 	if err := removeTree(b.work("tmp")); err != nil {
 		return err
 	}
-	left, err := filepath.Glob(b.dist("*", ".tmp-*"))
-	if err != nil {
-		return err
-	}
-	top, err := filepath.Glob(b.dist(".tmp-*"))
-	if err != nil {
-		return err
-	}
-	for _, name := range append(left, top...) {
-		if err := os.Remove(name); err != nil {
+	for _, pattern := range []string{b.dist(".tmp-*"), b.dist("*", ".tmp-*"), b.work("*", ".tmp-*")} {
+		left, err := filepath.Glob(pattern)
+		if err != nil {
 			return err
+		}
+		for _, name := range left {
+			if err := os.Remove(name); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -254,3 +254,32 @@ func format(header, diff string) ([]byte, error) {
 	}
 	return out.Bytes(), nil
 }
+
+// Lengthen adds a line after the first line of a patch that opens a block in a
+// file, and reports whether there is one.
+func Lengthen(raw []byte, name, line string) ([]byte, bool, error) {
+	p, err := parse(raw)
+	if err != nil {
+		return nil, false, err
+	}
+	header, _, _ := strings.Cut(string(raw), separator)
+	var diff strings.Builder
+	done := false
+	for _, f := range p.Files {
+		added := int64(0)
+		for _, hunk := range f.TextFragments {
+			hunk.NewPosition += added
+			at := slices.IndexFunc(hunk.Lines, func(l gitdiff.Line) bool { return l.Op == gitdiff.OpAdd && strings.HasSuffix(l.Line, "{\n") })
+			if done || f.NewName != name || at < 0 {
+				continue
+			}
+			hunk.Lines = slices.Insert(hunk.Lines, at+1, gitdiff.Line{Op: gitdiff.OpAdd, Line: line})
+			hunk.NewLines++
+			hunk.LinesAdded++
+			added, done = 1, true
+		}
+		diff.WriteString(f.String())
+	}
+	edited, err := format(header, diff.String())
+	return edited, done, err
+}
