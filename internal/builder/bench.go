@@ -334,7 +334,7 @@ func (b *Builder) timeGoBuild(ctx context.Context, set *Set) (time.Duration, err
 	for _, program := range set.Config.Programs {
 		args = append(args, program.Package)
 	}
-	env := slices.DeleteFunc(b.goEnv(set.Config.CGO), func(entry string) bool { return entry == tunedGC })
+	env := slices.DeleteFunc(b.goEnv(set.Config.CGO), func(entry string) bool { return slices.Contains(tunedGC(), entry) })
 	start := time.Now()
 	_, err = b.run(ctx, command{dir: set.Dir, env: append(env, "GOPROXY=off"), args: args})
 	return time.Since(start), err

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"k3s9p/internal/progress"
 )
 
@@ -139,11 +141,19 @@ func (l *lines) add(line string) {
 
 // unpinned are variables that would change what a build gives.
 var unpinned = []string{"GOFLAGS", "GOWORK", "GOOS", "GOARCH", "GOAMD64", "GOARM64", "GOEXPERIMENT", "GODEBUG", "GOTOOLCHAIN", "GO111MODULE",
-	"CGO_ENABLED", "CGO_CFLAGS", "CGO_CPPFLAGS", "CGO_CXXFLAGS", "CGO_LDFLAGS", "GCCGO", "SOURCE_DATE_EPOCH", "GOGC", "LC_ALL", "LANG"}
+	"CGO_ENABLED", "CGO_CFLAGS", "CGO_CPPFLAGS", "CGO_CXXFLAGS", "CGO_LDFLAGS", "GCCGO", "SOURCE_DATE_EPOCH", "GOGC", "GOMEMLIMIT", "LC_ALL", "LANG"}
 
-// tunedGC makes the compiler and the linker collect less often: 5 % of the time
-// of a link of kube, for memory that they do not keep.
-const tunedGC = "GOGC=300"
+// tunedGC lets the compiler and the linker collect only when they come near their
+// share of the memory: half of it, divided by the processors. They live for
+// seconds; not collecting saves 7 % of a link of kube.
+func tunedGC() []string {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return nil
+	}
+	share := uint64(info.Totalram) * uint64(info.Unit) / 2 / uint64(runtime.NumCPU())
+	return []string{"GOGC=off", fmt.Sprintf("GOMEMLIMIT=%d", max(share, 1<<30))}
+}
 
 // goEnv is the environment of the go command: the user's, for the proxy and the
 // caches, with all that changes the result pinned.
@@ -160,7 +170,8 @@ func (b *Builder) goEnv(cgo bool) []string {
 	if cgo {
 		enabled = "1"
 	}
-	return append(env, tunedGC, "GOFLAGS=", "GOWORK=off", "GOTOOLCHAIN=local", "GO111MODULE=on", "GOAMD64=v1", "GOARM64=v8.0", "LC_ALL=C", "CGO_ENABLED="+enabled)
+	env = append(env, tunedGC()...)
+	return append(env, "GOFLAGS=", "GOWORK=off", "GOTOOLCHAIN=local", "GO111MODULE=on", "GOAMD64=v1", "GOARM64=v8.0", "LC_ALL=C", "CGO_ENABLED="+enabled)
 }
 
 // firstLine returns the first line that a command prints, or nothing.
