@@ -10,8 +10,30 @@ import (
 	"k3s9p/internal/builder"
 )
 
-// Test groups the tests. The target test runs all of them.
+// Test groups the tests.
 type Test mg.Namespace
+
+// Aliases lets "test" stand for all tests.
+var Aliases = map[string]any{"test": Test.All}
+
+// All runs every test: lint, test:unit, test:upstream. "mage test" is the same.
+func (t Test) All(ctx context.Context) error {
+	for _, test := range []func(context.Context) error{Lint, t.Unit, t.Upstream} {
+		if err := test(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Unit runs the tests of this repository: units, and the targets as a user runs them.
+func (Test) Unit(ctx context.Context) error {
+	b, err := builder.New(mg.Verbose())
+	if err != nil {
+		return err
+	}
+	return b.TestUnit(ctx)
+}
 
 // Upstream runs the test suites of the patched modules, stock against patched.
 func (Test) Upstream(ctx context.Context) error {
@@ -20,4 +42,13 @@ func (Test) Upstream(ctx context.Context) error {
 		return err
 	}
 	return b.TestUpstream(ctx)
+}
+
+// Lint runs gofmt, go vet and staticcheck.
+func Lint(ctx context.Context) error {
+	b, err := builder.New(mg.Verbose())
+	if err != nil {
+		return err
+	}
+	return b.Lint(ctx)
 }

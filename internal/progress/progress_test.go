@@ -1,0 +1,54 @@
+package progress
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestPlainLines(t *testing.T) {
+	var out bytes.Buffer
+	p := NewPlain(&out)
+	p.Say("hello %d", 1)
+	step := p.Step("compile")
+	step.Note("3 packages")
+	step.Done("%d programs", 2)
+	p.Step("pack").Skip("up to date")
+	p.Step("sign").Fail()
+	got := out.String()
+	for _, want := range []string{"hello 1\n", "✓ compile: 2 programs (0.0s)\n", "– pack: up to date\n", "✗ sign: failed (0.0s)\n"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%q is not in %q", want, got)
+		}
+	}
+	if strings.ContainsAny(got, "\r\x1b") {
+		t.Errorf("plain output moves the cursor: %q", got)
+	}
+}
+
+func TestLiveLineFitsAndIsErased(t *testing.T) {
+	var out bytes.Buffer
+	p := &Printer{out: &out, live: true, width: func() int { return 20 }}
+	step := p.Step("a title that is longer than the line")
+	step.Done("")
+	for _, line := range strings.Split(out.String(), "\r\x1b[K") {
+		if live := strings.TrimSuffix(line, "\n"); strings.HasPrefix(live, "•") && len([]rune(live)) >= 20 {
+			t.Errorf("the live line is wider than the terminal: %q", live)
+		}
+	}
+	if !strings.HasSuffix(out.String(), "\r\x1b[K✓ a title that is longer than the line (0.0s)\n") {
+		t.Errorf("the live line is not replaced: %q", out.String())
+	}
+}
+
+func TestNumbers(t *testing.T) {
+	for got, want := range map[string]string{
+		Elapsed(412 * time.Millisecond): "0.4s", Elapsed(185 * time.Second): "3m05s", Elapsed(59999 * time.Millisecond): "60.0s",
+		Size(12): "12 B", Size(156307618): "156.3 MB", Size(2500): "2.5 kB",
+	} {
+		if got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+}
