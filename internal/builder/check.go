@@ -19,17 +19,16 @@ import (
 func (b *Builder) Lint(ctx context.Context) error {
 	for _, check := range []struct {
 		name string
-		dir  string
 		args []string
 	}{
-		{"gofmt", ".", append([]string{"gofmt", "-l"}, b.goFiles()...)},
-		{"go vet", ".", []string{"go", "vet", "./..."}},
-		{"go vet of the targets", ".", []string{"go", "vet", "-tags=mage", "./magefiles"}},
-		{"staticcheck", ".", []string{"go", "tool", "staticcheck", "./..."}},
-		{"staticcheck of the targets", ".", []string{"go", "tool", "staticcheck", "-tags=mage", "./magefiles"}},
+		{"gofmt", append([]string{"gofmt", "-l"}, b.goFiles()...)},
+		{"go vet", []string{"go", "vet", "./..."}},
+		{"go vet of the targets", []string{"go", "vet", "-tags=mage", "./magefiles"}},
+		{"staticcheck", []string{"go", "tool", "staticcheck", "./..."}},
+		{"staticcheck of the targets", []string{"go", "tool", "staticcheck", "-tags=mage", "./magefiles"}},
 	} {
 		step := b.UI.Step("%s", check.name)
-		out, err := b.run(ctx, command{dir: filepath.Join(b.Root, check.dir), env: b.goEnv(false), args: check.args})
+		out, err := b.run(ctx, command{dir: b.Root, env: b.goEnv(false), args: check.args})
 		if err == nil && len(out) > 0 && check.name == "gofmt" {
 			err = hint.Add(errors.New("files are not formatted"), "gofmt -w %s", strings.Join(strings.Fields(string(out)), " "))
 		}

@@ -180,6 +180,7 @@ func (b *Builder) compileTo(ctx context.Context, set *Set, modfile string, flags
 	}
 	c := compiled{Record: record.Set{
 		Name: set.Name, Version: set.Version(), CGO: set.Config.CGO, Tags: set.Config.Tags, Flags: flags, Patches: set.patches(),
+		Unverified: set.unverified(),
 	}}
 	modules := make(map[string]record.Module)
 	for _, program := range set.Config.Programs {
@@ -230,7 +231,7 @@ func (b *Builder) goBuild(ctx context.Context, set *Set, modfile string, flags [
 		},
 	})
 	if err != nil {
-		return fmt.Errorf("compile build/%s: %w", set.Name, err)
+		return compileError(set, err)
 	}
 	for from, to := range names {
 		target := filepath.Join(dir, to)
@@ -240,6 +241,15 @@ func (b *Builder) goBuild(ctx context.Context, set *Set, modfile string, flags [
 		}
 	}
 	return nil
+}
+
+// compileError leaves out the package names that go build -v prints.
+func compileError(set *Set, err error) error {
+	var failed *commandError
+	if errors.As(err, &failed) {
+		failed.stderr = slices.DeleteFunc(failed.stderr, func(line string) bool { return !strings.Contains(line, " ") })
+	}
+	return fmt.Errorf("compile build/%s: %w", set.Name, err)
 }
 
 // executable is the name that go build gives to the program of a package: the
@@ -268,11 +278,32 @@ func (s *Set) modulesOf(file string, modules map[string]record.Module) error {
 			m = record.Module{Path: dep.Replace.Path, Version: dep.Replace.Version, Sum: dep.Replace.Sum}
 		}
 		if m.Sum == "" {
-			m.Sum = s.Pins[dep.Path].Sum
+			m.Sum = s.sumOf(dep.Path)
 		}
 		modules[m.Path] = m
 	}
 	return nil
+}
+
+// sumOf is the sum of the source that a patched module was made of.
+func (s *Set) sumOf(path string) string {
+	for _, series := range s.Series {
+		if series.Pin.Path == path {
+			return series.Pin.Sum
+		}
+	}
+	return s.Pins[path].Sum
+}
+
+// unverified lists the modules whose source is not the pinned one.
+func (s *Set) unverified() []string {
+	var modules []string
+	for _, series := range s.Series {
+		if series.Local != nil && !series.Local.verified {
+			modules = append(modules, series.Pin.Path)
+		}
+	}
+	return modules
 }
 
 // patches lists what was applied to the modules of the set.

@@ -140,7 +140,11 @@ func (b *Builder) verify(ctx context.Context, p pinned, step *progressStep) erro
 		return err
 	}
 	defer removeTree(tree)
-	if err := extract(p.Pin, zips[p.Pin.Path], tree); err != nil {
+	stock, err := b.stockTree(p.PinnedSeries, zips[p.Pin.Path])
+	if err != nil {
+		return err
+	}
+	if err := linkTree(stock, tree); err != nil {
 		return err
 	}
 	return p.Apply(tree, p.Pin.Path+" "+p.Pin.Version)
@@ -195,6 +199,9 @@ func (b *Builder) checkout(ctx context.Context, p pinned, final string, step *pr
 		return err
 	}
 	err = p.Checkout(ctx, tree, p.Pin.Path+" "+p.Pin.Version, func(dir string) error {
+		if p.Local != nil {
+			return p.Local.unpack(p.Pin, dir)
+		}
 		return extract(p.Pin, zips[p.Pin.Path], dir)
 	})
 	if err != nil {

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/mod/modfile"
 	"golang.org/x/mod/module"
@@ -58,7 +60,7 @@ func (b *Builder) patchTrees(ctx context.Context, set *Set, zips map[string]stri
 // patchTree links the files of the stock tree and replaces the ones that the
 // series changes.
 func (b *Builder) patchTree(ctx context.Context, series PinnedSeries, zipFile, final string) error {
-	stock, err := b.stockTree(series.Pin, zipFile)
+	stock, err := b.stockTree(series, zipFile)
 	if err != nil {
 		return err
 	}
@@ -79,19 +81,25 @@ func (b *Builder) patchTree(ctx context.Context, series PinnedSeries, zipFile, f
 }
 
 // stockTree unpacks a module as it is, once, and returns where.
-func (b *Builder) stockTree(pin Pin, zipFile string) (string, error) {
+func (b *Builder) stockTree(series PinnedSeries, zipFile string) (string, error) {
+	pin := series.Pin
 	final := b.work("stock", flatten(pin.Path)+"@"+pin.Version+"-"+digestOf(treeFormat, pin.Sum)[:12])
 	if _, err := os.Stat(final); err == nil {
 		return final, nil
-	}
-	if zipFile == "" {
-		return "", fmt.Errorf("go mod download gave no zip for %s", pin.Path)
 	}
 	tree, err := b.temporary("stock")
 	if err != nil {
 		return "", err
 	}
-	if err := extract(pin, zipFile, tree); err != nil {
+	switch {
+	case series.Local != nil:
+		err = series.Local.unpack(pin, tree)
+	case zipFile == "":
+		err = fmt.Errorf("go mod download gave no zip for %s", pin.Path)
+	default:
+		err = extract(pin, zipFile, tree)
+	}
+	if err != nil {
 		return "", err
 	}
 	return final, publish(tree, final)
@@ -119,21 +127,7 @@ func linkTree(from, to string) error {
 // modules, and returns the path of the go.mod. Replacements are relative to the
 // set's folder, so that the programs do not depend on where the repository is.
 func (b *Builder) modfileFor(set *Set, name string, trees map[string]string) (string, error) {
-	file, err := modfile.Parse("go.mod", set.GoMod, nil)
-	if err != nil {
-		return "", err
-	}
-	for path, tree := range trees {
-		relative, err := filepath.Rel(set.Dir, tree)
-		if err != nil {
-			return "", err
-		}
-		if err := file.AddReplace(path, "", filepath.ToSlash(relative), ""); err != nil {
-			return "", err
-		}
-	}
-	file.Cleanup()
-	data, err := file.Format()
+	data, err := set.goModWith(trees)
 	if err != nil {
 		return "", err
 	}
@@ -150,4 +144,26 @@ func (b *Builder) modfileFor(set *Set, name string, trees map[string]string) (st
 	}
 	final := b.work("mod", name)
 	return filepath.Join(final, "go.mod"), publish(dir, final)
+}
+
+// goModWith is the go.mod of the set with trees in place of modules.
+func (s *Set) goModWith(trees map[string]string) ([]byte, error) {
+	if len(trees) == 0 {
+		return s.GoMod, nil
+	}
+	file, err := modfile.Parse("go.mod", s.GoMod, nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range slices.Sorted(maps.Keys(trees)) {
+		relative, err := filepath.Rel(s.Dir, trees[path])
+		if err != nil {
+			return nil, err
+		}
+		if err := file.AddReplace(path, "", filepath.ToSlash(relative), ""); err != nil {
+			return nil, err
+		}
+	}
+	file.Cleanup()
+	return file.Format()
 }

@@ -92,7 +92,8 @@ type Pin struct {
 type PinnedSeries struct {
 	patch.Series
 	Pin    Pin
-	Digest string // of the pin, the overlay and the patches
+	Digest string       // of the pin, the overlay and the patches
+	Local  *localSource // stands in for the module; nil if it is fetched
 }
 
 // auto is the DISTRO that takes the best distribution that can be built.
@@ -145,6 +146,10 @@ func readSet(file string, all []patch.Series) (*Set, error) {
 		if err != nil {
 			return nil, err
 		}
+		local, pin, err := localFor(pin)
+		if err != nil {
+			return nil, err
+		}
 		series, err := patch.Find(all, pin.Path, pin.Version)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", file, err)
@@ -153,7 +158,7 @@ func readSet(file string, all []patch.Series) (*Set, error) {
 		if err != nil {
 			return nil, err
 		}
-		set.Series = append(set.Series, PinnedSeries{Series: series, Pin: pin, Digest: digestOf(treeFormat, pin.Path, pin.Version, pin.Sum, digest)})
+		set.Series = append(set.Series, PinnedSeries{Series: series, Pin: pin, Local: local, Digest: digestOf(treeFormat, pin.Path, pin.Version, pin.Sum, digest)})
 	}
 	if _, err := set.pin(set.Config.Module); err != nil {
 		return nil, err

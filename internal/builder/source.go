@@ -29,11 +29,15 @@ type downloaded struct {
 // were fetched and checked before, and are still in the module cache, are not
 // asked for again.
 func (b *Builder) download(ctx context.Context, set *Set, step *progressStep) (map[string]string, error) {
-	known := b.work("mod", "fetched-"+digestOf(string(set.GoMod), string(set.GoSum))[:16])
+	goMod, err := b.withoutLocal(set)
+	if err != nil {
+		return nil, err
+	}
+	known := b.work("mod", "fetched-"+digestOf(string(goMod), string(set.GoSum))[:16])
 	if zips := readFetched(known); zips != nil {
 		return zips, nil
 	}
-	zips, err := b.downloadNow(ctx, set, step)
+	zips, err := b.downloadNow(ctx, set, goMod, step)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +62,24 @@ func readFetched(name string) map[string]string {
 	return zips
 }
 
-func (b *Builder) downloadNow(ctx context.Context, set *Set, step *progressStep) (map[string]string, error) {
+// withoutLocal is the go.mod of a set with the modules that local folders stand in
+// for replaced by these, so that nobody asks a proxy for them.
+func (b *Builder) withoutLocal(set *Set) ([]byte, error) {
+	trees := make(map[string]string)
+	for _, series := range set.Series {
+		if series.Local == nil {
+			continue
+		}
+		tree, err := b.stockTree(series, "")
+		if err != nil {
+			return nil, err
+		}
+		trees[series.Pin.Path] = tree
+	}
+	return set.goModWith(trees)
+}
+
+func (b *Builder) downloadNow(ctx context.Context, set *Set, goMod []byte, step *progressStep) (map[string]string, error) {
 	// go mod download adds sums that are missing. Here a missing sum is an error,
 	// so it works on a copy, which must not change.
 	dir, err := b.temporary("download-" + set.Name)
@@ -67,7 +88,7 @@ func (b *Builder) downloadNow(ctx context.Context, set *Set, step *progressStep)
 	}
 	modfile := filepath.Join(dir, "go.mod")
 	sumfile := filepath.Join(dir, "go.sum")
-	if err := errors.Join(os.WriteFile(modfile, set.GoMod, 0o644), os.WriteFile(sumfile, set.GoSum, 0o644)); err != nil {
+	if err := errors.Join(os.WriteFile(modfile, goMod, 0o644), os.WriteFile(sumfile, set.GoSum, 0o644)); err != nil {
 		return nil, err
 	}
 	fetched := 0

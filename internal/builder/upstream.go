@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -134,6 +135,9 @@ func (b *Builder) testSet(ctx context.Context, set *Set) ([]Suite, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := b.vetOurs(ctx, set, patched); err != nil {
+		return nil, err
+	}
 	var suites []Suite
 	for _, test := range set.Config.UpstreamTests {
 		s, err := b.testBoth(ctx, set, test, stock, patched)
@@ -143,6 +147,40 @@ func (b *Builder) testSet(ctx context.Context, set *Set) ([]Suite, error) {
 		suites = append(suites, s)
 	}
 	return suites, nil
+}
+
+// vetOurs runs go vet on what is ours: the programs of the set, and the packages
+// of upstream that the overlay adds files to.
+func (b *Builder) vetOurs(ctx context.Context, set *Set, patched string) error {
+	var packages []string
+	if own, err := filepath.Glob(filepath.Join(set.Dir, "*.go")); err != nil {
+		return err
+	} else if len(own) > 0 {
+		packages = append(packages, "./...")
+	}
+	for _, series := range set.Series {
+		files, err := series.OverlayFiles()
+		if err != nil {
+			return err
+		}
+		for _, file := range files {
+			pkg := path.Join(series.Pin.Path, filepath.ToSlash(filepath.Dir(file)))
+			if strings.HasSuffix(file, ".go") && !slices.Contains(packages, pkg) {
+				packages = append(packages, pkg)
+			}
+		}
+	}
+	if len(packages) == 0 {
+		return nil
+	}
+	step := b.UI.Step("%s: go vet", set.Name)
+	args := append([]string{"go", "vet", "-trimpath", "-mod=readonly", "-modfile=" + patched}, packages...)
+	if _, err := b.run(ctx, command{dir: set.Dir, env: append(b.goEnv(set.Config.CGO), "GOPROXY=off"), args: args}); err != nil {
+		step.Fail()
+		return err
+	}
+	step.Done("%d packages", len(packages))
+	return nil
 }
 
 // stockTrees are writable trees of the patched modules without the patches, so
@@ -156,7 +194,7 @@ func (b *Builder) stockTrees(ctx context.Context, set *Set) (map[string]string, 
 	}
 	trees := make(map[string]string)
 	for _, series := range set.Series {
-		tree, err := b.stockTree(series.Pin, zips[series.Pin.Path])
+		tree, err := b.stockTree(series, zips[series.Pin.Path])
 		if err != nil {
 			step.Fail()
 			return nil, err
@@ -226,16 +264,16 @@ func (t UpstreamTest) title() string {
 
 func (b *Builder) runTests(ctx context.Context, set *Set, test UpstreamTest, modfile, side string, packages []string, step *progressStep) (suite, error) {
 	step.Note("%s", side)
-	path, err := b.helpers(ctx, set, test, modfile)
+	programs, err := b.helpers(ctx, set, test, modfile)
 	if err != nil {
 		return nil, err
 	}
 	if !test.Ginkgo {
-		return b.goTest(ctx, set, test, modfile, path, side, step, packages...)
+		return b.goTest(ctx, set, test, modfile, programs, side, step, packages...)
 	}
 	all := make(suite)
 	for _, pkg := range packages {
-		specs, err := b.ginkgo(ctx, set, test, modfile, path, side, step, pkg)
+		specs, err := b.ginkgo(ctx, set, test, modfile, programs, side, step, pkg)
 		if err != nil {
 			return nil, err
 		}

@@ -23,14 +23,14 @@ type Toolchain struct {
 
 // Set is one folder of build/.
 type Set struct {
-	Name     string            `json:"name"`
-	Version  string            `json:"version"`
-	CGO      bool              `json:"cgo"`
-	Tags     []string          `json:"tags,omitempty"`
-	Flags    []string          `json:"flags"`
-	Patches  []Patch           `json:"patches,omitempty"`
-	Replaced map[string]string `json:"unverified,omitempty"` // modules that are not the pinned source
-	Modules  []Module          `json:"modules"`
+	Name       string   `json:"name"`
+	Version    string   `json:"version"`
+	CGO        bool     `json:"cgo"`
+	Tags       []string `json:"tags,omitempty"`
+	Flags      []string `json:"flags"`
+	Patches    []Patch  `json:"patches,omitempty"`
+	Unverified []string `json:"unverified,omitempty"` // modules whose source is not the pinned one
+	Modules    []Module `json:"modules"`
 }
 
 // Module is a module that is compiled into a program of the set.

@@ -1,6 +1,8 @@
 package mage
 
 import (
+	"archive/zip"
+	"bytes"
 	"fmt"
 	"io/fs"
 	"net/http"
@@ -126,6 +128,7 @@ func TestScripts(t *testing.T) {
 			"tmpfs":    tmpfs,
 			"remount":  remount,
 			"giveaway": giveaway,
+			"tamper":   tamper,
 			"await":    await,
 			"keep":     keep,
 			"same":     same,
@@ -157,6 +160,18 @@ func tmpfs(ts *testscript.TestScript, neg bool, args []string) {
 // remount DIR makes a mount read-only.
 func remount(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(syscall.Mount("", ts.MkAbs(args[0]), "", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""))
+}
+
+// tamper ZIP puts another module zip into the place of one.
+func tamper(ts *testscript.TestScript, neg bool, args []string) {
+	var data bytes.Buffer
+	archive := zip.NewWriter(&data)
+	file, err := archive.Create("example.com/lib@v1.0.0/lib.go")
+	ts.Check(err)
+	_, err = file.Write([]byte("package lib\n"))
+	ts.Check(err)
+	ts.Check(archive.Close())
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), data.Bytes(), 0o644))
 }
 
 // giveaway makes the script's folder that of the user nobody.
