@@ -218,6 +218,7 @@ func (b *Builder) Clean(ctx context.Context) error {
 	if _, err := b.removeStale(nil); err != nil {
 		return err
 	}
+	defer fmt.Println("what was built is removed; edit trees and reports stay")
 	sets, err := b.ReadSets()
 	if err != nil {
 		return err

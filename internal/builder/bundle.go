@@ -14,6 +14,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
+
 	"k3s9p/internal/bundle"
 	"k3s9p/internal/progress"
 	"k3s9p/internal/record"
@@ -65,22 +67,19 @@ func (b *Builder) packTo(ctx context.Context, final string, build record.Build, 
 	if err != nil {
 		return record.Output{}, err
 	}
-	// The frames that are missing are made while the others are written.
-	frames := make(map[string]func() error)
-	for _, output := range build.Outputs {
-		if output.Link == "" {
-			made := make(chan error, 1)
-			go func() { made <- b.makeFrame(output.SHA256, files[output.Path]) }()
-			frames[output.Path] = func() error { return <-made }
-		}
-	}
 	sum := newBackgroundSum()
 	err = bundle.Attach(io.MultiWriter(file, sum), head, build, func(output record.Output) (io.ReadCloser, error) {
 		step.Note("%s", output.Path)
-		if err := errors.Join(ctx.Err(), frames[output.Path]()); err != nil {
+		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		return os.Open(b.frameName(output.SHA256, files[output.Path]))
+		name := b.frameName(output.SHA256, files[output.Path])
+		if _, err := os.Stat(name); err != nil {
+			if _, _, err := b.sumAndFrame(files[output.Path]); err != nil {
+				return nil, err
+			}
+		}
+		return os.Open(name)
 	})
 	digest := sum.finish()
 	info, statErr := file.Stat()
@@ -104,22 +103,41 @@ func (b *Builder) frameName(sum, file string) string {
 	return b.work("frames", filepath.Base(file)+"-"+sum[:32])
 }
 
-// makeFrame compresses a file, unless that was done before.
-func (b *Builder) makeFrame(sum, file string) error {
-	name := b.frameName(sum, file)
-	if _, err := os.Stat(name); err == nil {
-		return nil
-	}
+// sumAndFrame hashes a file and compresses it at the same time. It returns the
+// SHA-256 in hexadecimal and the size in bytes.
+func (b *Builder) sumAndFrame(file string) (string, int64, error) {
 	in, err := os.Open(file)
 	if err != nil {
-		return err
+		return "", 0, err
 	}
 	defer in.Close()
 	info, err := in.Stat()
 	if err != nil {
-		return err
+		return "", 0, err
 	}
-	return writeAside(name, 0o644, func(w io.Writer) error { return bundle.Compress(w, in, info.Size()) })
+	dir, err := b.temporary("frame")
+	if err != nil {
+		return "", 0, err
+	}
+	defer os.Remove(dir)
+	frame := filepath.Join(dir, "frame")
+	sum := ""
+	var group errgroup.Group
+	group.Go(func() (err error) {
+		sum, _, err = hashFile(file)
+		return err
+	})
+	group.Go(func() error {
+		out, err := os.Create(frame)
+		if err != nil {
+			return err
+		}
+		return errors.Join(bundle.Compress(out, in, info.Size()), out.Close())
+	})
+	if err := group.Wait(); err != nil {
+		return "", 0, err
+	}
+	return sum, info.Size(), publish(frame, b.frameName(sum, file))
 }
 
 // backgroundSum is a SHA-256 that is computed while its writer does other things.
@@ -217,8 +235,8 @@ func (b *Builder) pruneAll(inUse []string) error {
 	return err
 }
 
-// pruneFrames keeps the frames of the files of this build only, which may be in
-// the making: they are large and quick to make.
+// pruneFrames keeps the frames of the files of this build only: they are large
+// and quick to make.
 func (b *Builder) pruneFrames(build record.Build) error {
 	var names []string
 	for _, output := range build.Outputs {
@@ -231,7 +249,7 @@ func (b *Builder) pruneFrames(build record.Build) error {
 		return nil
 	}
 	for _, entry := range entries {
-		if !slices.Contains(names, entry.Name()) && !strings.HasPrefix(entry.Name(), ".tmp-") {
+		if !slices.Contains(names, entry.Name()) {
 			err = errors.Join(err, os.Remove(b.work("frames", entry.Name())))
 		}
 	}

@@ -186,7 +186,7 @@ func (b *Builder) compileTo(ctx context.Context, set *Set, modfile string, flags
 	for _, program := range set.Config.Programs {
 		name := path.Join(program.Dir, program.Name)
 		file := filepath.Join(dir, name)
-		sum, size, err := hashFile(file)
+		sum, size, err := b.sumAndFrame(file)
 		if err != nil {
 			return compiled{}, err
 		}

@@ -7,8 +7,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"k3s9p/internal/bundle"
 	"k3s9p/internal/record"
@@ -117,13 +120,15 @@ func linkFile(from, to string) error {
 	return os.Rename(temporary, to)
 }
 
-// sumDist hashes the files in dist/ while something else goes on. The function
-// that it returns waits for the sums, by path.
+// sumDist hashes the files in dist/ while something else goes on, with time that
+// nobody else wants. The function that it returns waits for the sums, by path.
 func (b *Builder) sumDist() func() map[string]string {
 	sums := make(map[string]string)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		runtime.LockOSThread() // for good: the thread ends with the goroutine
+		_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), 19)
 		list, err := os.ReadFile(b.dist(sumsName))
 		if err != nil {
 			return
