@@ -101,9 +101,6 @@ func (b *Builder) benchFilesystems(ctx context.Context, selection Selection) ([]
 		return nil, err
 	}
 	defer unlock()
-	if err := b.sweep(); err != nil {
-		return nil, err
-	}
 	programs, err := b.benchPrograms(ctx, set)
 	if err != nil {
 		return nil, err

@@ -39,7 +39,8 @@ func (b *Builder) Build(ctx context.Context, distro string) (err error) {
 		return err
 	}
 	defer unlock()
-	if err := b.sweep(); err != nil {
+	// Who held the lock may have edited a patch meanwhile.
+	if selection, err = b.selection(distro); err != nil {
 		return err
 	}
 

@@ -110,9 +110,6 @@ func (b *Builder) VerifyPatches(ctx context.Context) (err error) {
 		return err
 	}
 	defer unlock()
-	if err := b.sweep(); err != nil {
-		return err
-	}
 	all, err := b.allSeries()
 	if err != nil {
 		return err
@@ -169,9 +166,6 @@ func (b *Builder) EditPatches(ctx context.Context, module string) (err error) {
 		return err
 	}
 	defer unlock()
-	if err := b.sweep(); err != nil {
-		return err
-	}
 	final := b.editTree(p)
 	if _, err := os.Stat(final); err == nil {
 		if err := patch.Unsaved(ctx, final); err != nil {

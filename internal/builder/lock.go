@@ -10,8 +10,9 @@ import (
 	"github.com/gofrs/flock"
 )
 
-// lock lets one build run at a time in a work tree. It waits, and says for whom.
-// The kernel gives the lock back when its holder ends, however it ends.
+// lock lets one build run at a time in a work tree. It waits, and says for whom,
+// and removes what a killed holder left. The kernel gives the lock back when its
+// holder ends, however it ends.
 func (b *Builder) lock(ctx context.Context) (unlock func(), err error) {
 	if err := os.MkdirAll(b.work(), 0o755); err != nil {
 		return nil, err
@@ -32,6 +33,10 @@ func (b *Builder) lock(ctx context.Context) (unlock func(), err error) {
 	}
 	text := fmt.Sprintf("%s, process %d, since %s", strings.Join(os.Args, " "), os.Getpid(), time.Now().Format(time.TimeOnly))
 	if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+		lock.Unlock()
+		return nil, err
+	}
+	if err := b.sweep(); err != nil {
 		lock.Unlock()
 		return nil, err
 	}

@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// What the go command printed, captured with go1.26.8, and what is made of it.
+// What the go command printed, captured with go1.26.8 (the host of the proxy is
+// replaced), and what is made of it.
 func TestModuleError(t *testing.T) {
 	set := &Set{Name: "toy"}
 	for _, test := range []struct {

@@ -65,9 +65,6 @@ func (b *Builder) TestUpstream(ctx context.Context) (err error) {
 		return err
 	}
 	defer unlock()
-	if err := b.sweep(); err != nil {
-		return err
-	}
 	var report []Suite
 	for _, set := range sets {
 		if len(set.Config.UpstreamTests) == 0 {
