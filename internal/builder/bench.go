@@ -158,7 +158,7 @@ func (b *Builder) benchPrograms(ctx context.Context, set *Set) (map[string]strin
 			return nil, err
 		}
 		programs[side] = filepath.Join(dir, side+".test")
-		_, err = b.run(ctx, command{dir: set.Dir, env: append(b.goEnv(set.Config.CGO), "GOPROXY=off"), args: []string{
+		_, err = b.run(ctx, command{dir: set.Dir, env: b.offline(set), args: []string{
 			"go", "test", "-c", "-trimpath", "-vet=off", "-mod=readonly", "-modfile=" + modfile, "-o", programs[side], "./upstream"}})
 		if err != nil {
 			return nil, err

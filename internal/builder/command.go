@@ -174,6 +174,16 @@ func (b *Builder) goEnv(cgo bool) []string {
 	return append(env, "GOFLAGS=", "GOWORK=off", "GOTOOLCHAIN=local", "GO111MODULE=on", "GOAMD64=v1", "GOARM64=v8.0", "LC_ALL=C", "CGO_ENABLED="+enabled)
 }
 
+// offline is the environment for compiling a set: no module is fetched any more,
+// and temporary files are where the next build removes them if this one is killed.
+func (b *Builder) offline(set *Set) []string {
+	dir := b.work("tmp", "go")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return append(b.goEnv(set.Config.CGO), "GOPROXY=off") // the go command will say what is wrong
+	}
+	return append(b.goEnv(set.Config.CGO), "GOPROXY=off", "GOTMPDIR="+dir)
+}
+
 // firstLine returns the first line that a command prints, or nothing.
 func firstLine(ctx context.Context, args ...string) string {
 	out, err := exec.CommandContext(ctx, args[0], args[1:]...).Output()

@@ -221,7 +221,7 @@ func (b *Builder) goBuild(ctx context.Context, set *Set, modfile string, flags [
 	packages := 0
 	_, err := b.run(ctx, command{
 		dir:  set.Dir,
-		env:  append(b.goEnv(set.Config.CGO), "GOPROXY=off"),
+		env:  append(b.offline(set), "TMPDIR="+b.work("tmp", "go")), // the linker's
 		args: args,
 		line: func(line string) {
 			if !strings.Contains(line, " ") {

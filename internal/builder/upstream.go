@@ -172,7 +172,7 @@ func (b *Builder) vetOurs(ctx context.Context, set *Set, patched string) error {
 	}
 	step := b.UI.Step("%s: go vet", set.Name)
 	args := append([]string{"go", "vet", "-trimpath", "-mod=readonly", "-modfile=" + patched}, packages...)
-	if _, err := b.run(ctx, command{dir: set.Dir, env: append(b.goEnv(set.Config.CGO), "GOPROXY=off"), args: args}); err != nil {
+	if _, err := b.run(ctx, command{dir: set.Dir, env: b.offline(set), args: args}); err != nil {
 		step.Fail()
 		return err
 	}
@@ -292,7 +292,7 @@ func (b *Builder) helpers(ctx context.Context, set *Set, test UpstreamTest, modf
 		return "", err
 	}
 	args := append([]string{"go", "build", "-trimpath", "-buildvcs=false", "-mod=readonly", "-modfile=" + modfile, "-o", dir + "/"}, test.Path...)
-	_, err = b.run(ctx, command{dir: set.Dir, env: append(b.goEnv(set.Config.CGO), "GOPROXY=off"), args: args})
+	_, err = b.run(ctx, command{dir: set.Dir, env: b.offline(set), args: args})
 	return dir + string(filepath.ListSeparator) + path, err
 }
 
@@ -301,7 +301,7 @@ func (b *Builder) helpers(ctx context.Context, set *Set, test UpstreamTest, modf
 func (b *Builder) goTest(ctx context.Context, set *Set, test UpstreamTest, modfile, path, side string, step *progressStep, args ...string) (suite, error) {
 	c := command{
 		dir: set.Dir,
-		env: append(b.goEnv(set.Config.CGO), "GOPROXY=off", "PATH="+path),
+		env: append(b.offline(set), "PATH="+path),
 		args: append([]string{"go", "test", "-json", "-trimpath", "-buildvcs=false", "-vet=off", "-mod=readonly", "-timeout=10m",
 			"-modfile=" + modfile}, args...),
 		line: func(line string) { step.Note("%s: %s", side, line) },
