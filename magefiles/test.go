@@ -44,6 +44,15 @@ func (Test) Upstream(ctx context.Context) error {
 	return b.TestUpstream(ctx)
 }
 
+// Sandbox runs the scenarios in real gVisor sandboxes with a 9p root.
+func (Test) Sandbox(ctx context.Context) error {
+	b, err := builder.New(mg.Verbose())
+	if err != nil {
+		return err
+	}
+	return b.TestSandbox(ctx)
+}
+
 // Lint runs gofmt, go vet and staticcheck.
 func Lint(ctx context.Context) error {
 	b, err := builder.New(mg.Verbose())

@@ -122,7 +122,9 @@ type compiled struct {
 func (c compiled) file(output record.Output) string { return filepath.Join(c.Dir, output.Path) }
 
 // outputDir is where the programs of a set with this key are kept.
-func (b *Builder) outputDir(set *Set, key string) string { return b.work("out", set.Name+"-"+key[:16]) }
+func (b *Builder) outputDir(set *Set, key string) string {
+	return b.work("out", set.Name+set.Variant+"-"+key[:16])
+}
 
 // known returns the programs that were compiled before from the same inputs.
 func (b *Builder) known(set *Set, key string) (compiled, bool) {
@@ -155,7 +157,7 @@ func (b *Builder) compile(ctx context.Context, set *Set, key string, trees map[s
 	if err != nil {
 		return compiled{}, err
 	}
-	step := b.UI.Step("%s: compile %s", set.Name, set.Version())
+	step := b.UI.Step("%s%s: compile %s", set.Name, set.Variant, set.Version())
 	c, err := b.compileTo(ctx, set, modfile, flags, dir, step)
 	if err == nil {
 		err = publish(dir, final)

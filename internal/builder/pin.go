@@ -20,13 +20,14 @@ import (
 
 // Set is a folder of build/: programs that are built from one go.mod.
 type Set struct {
-	Name   string
-	Dir    string // absolute
-	Config Config
-	Pins   map[string]Pin // by module path
-	GoMod  []byte
-	GoSum  []byte
-	Series []PinnedSeries // in the order of Config.Patched
+	Name    string
+	Variant string // what is different from the set of this name; usually empty
+	Dir     string // absolute
+	Config  Config
+	Pins    map[string]Pin // by module path
+	GoMod   []byte
+	GoSum   []byte
+	Series  []PinnedSeries // in the order of Config.Patched
 }
 
 // Config is build.yaml.

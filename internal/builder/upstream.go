@@ -223,6 +223,12 @@ func (b *Builder) testBoth(ctx context.Context, set *Set, test UpstreamTest, sto
 		step.Fail()
 		return s, err
 	}
+	for side, results := range map[string]suite{"stock": before, "patched": after} {
+		if err := results.sound(); err != nil {
+			step.Fail()
+			return s, fmt.Errorf("%s, %s: %w", test.title(), side, err)
+		}
+	}
 	s.Regressions = after.failuresNotIn(before)
 	if len(s.Regressions) > 0 {
 		again, err := b.runTests(ctx, set, test, patched, "patched, again", packagesOf(s.Regressions), step)
@@ -429,6 +435,20 @@ func (s suite) dropPackages() {
 			delete(s, pkg)
 		}
 	}
+}
+
+// sound refuses results from which nothing can be concluded: a package that does
+// not compile or crashes, on either side, and a run in which no test passed.
+func (s suite) sound() error {
+	for _, test := range s.failures() {
+		if !strings.Contains(test, " ") {
+			return hint.Add(fmt.Errorf("the tests of %s did not run to their end", test), "what they printed is in dist/reports")
+		}
+	}
+	if s.counts().Passed == 0 {
+		return errors.New("no test passed")
+	}
+	return nil
 }
 
 func (s suite) counts() Counts {

@@ -31,3 +31,22 @@ func TestRegressions(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
+
+// Packages that do not compile fail the same with and without patches: that must
+// not count as no regression.
+func TestUnsoundResults(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		results suite
+		sound   bool
+	}{
+		{"tests that fail", suite{"p A": "pass", "p B": "fail"}, true},
+		{"a package that does not compile", suite{"p A": "pass", "q": "fail"}, false},
+		{"nothing that passes", suite{"p A": "skip"}, false},
+		{"nothing", suite{}, false},
+	} {
+		if err := test.results.sound(); (err == nil) != test.sound {
+			t.Errorf("%s: %v", test.name, err)
+		}
+	}
+}

@@ -51,11 +51,13 @@ func TestCallersWaitOnceAndHoldOneGoroutine(t *testing.T) {
 
 	var waiting sync.WaitGroup
 	for range 20 {
-		waiting.Go(func() {
+		waiting.Add(1)
+		go func() {
+			defer waiting.Done()
 			if _, err := a.get("/silent"); !errors.Is(err, ErrNotAnswering) {
 				t.Errorf("a caller of a silent filesystem got %v", err)
 			}
-		})
+		}()
 	}
 	waiting.Wait()
 	for range 20 { // a caller that comes later does not wait
