@@ -132,6 +132,9 @@ func (b *Builder) testSet(ctx context.Context, set *Set) ([]Suite, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := b.fetchForTests(ctx, set, patched, stock); err != nil {
+		return nil, err
+	}
 	if err := b.vetOurs(ctx, set, patched); err != nil {
 		return nil, err
 	}
@@ -144,6 +147,26 @@ func (b *Builder) testSet(ctx context.Context, set *Set) ([]Suite, error) {
 		suites = append(suites, s)
 	}
 	return suites, nil
+}
+
+// fetchForTests fetches the modules that only tests of dependencies import. They
+// are in the module graph, and in go.sum, but not among those that go.mod names
+// and download fetches.
+func (b *Builder) fetchForTests(ctx context.Context, set *Set, modfiles ...string) error {
+	step := b.UI.Step("%s: fetch the modules of the tests", set.Name)
+	for _, modfile := range modfiles {
+		args := []string{"go", "list", "-deps", "-test", "-mod=readonly", "-modfile=" + modfile}
+		for _, test := range set.Config.UpstreamTests {
+			args = append(args, test.Packages...)
+		}
+		_, err := b.run(ctx, command{dir: set.Dir, env: b.goEnv(set.Config.CGO), args: args, line: func(line string) { step.Note("%s", line) }})
+		if err != nil {
+			step.Fail()
+			return moduleError(set, "", strings.Join(stderrOf(err), "\n"))
+		}
+	}
+	step.Done("")
+	return nil
 }
 
 // vetOurs runs go vet on what is ours: the programs of the set, and the packages

@@ -1,8 +1,7 @@
 package upstream
 
 import (
-	_ "github.com/google/cadvisor/container/docker"
 	_ "github.com/google/go-cmp/cmp"
 	_ "github.com/hanwen/go-fuse/v2/fs"
-	_ "github.com/stretchr/testify/mock"
+	_ "github.com/stretchr/testify/assert"
 )
