@@ -16,9 +16,9 @@ type Test mg.Namespace
 // Aliases lets "test" stand for all tests.
 var Aliases = map[string]any{"test": Test.All}
 
-// All runs every test: lint, test:unit, test:upstream. "mage test" is the same.
+// All runs every test: lint, test:unit, test:upstream, test:sandbox. "mage test" is the same.
 func (t Test) All(ctx context.Context) error {
-	for _, test := range []func(context.Context) error{Lint, t.Unit, t.Upstream} {
+	for _, test := range []func(context.Context) error{Lint, t.Unit, t.Upstream, t.Sandbox} {
 		if err := test(ctx); err != nil {
 			return err
 		}

@@ -42,6 +42,7 @@ var causes = []cause{
 
 // Each patch removes one cause, and the next one shows.
 func TestOneCauseAtATime(t *testing.T) {
+	gvisor.Require(t)
 	for i := range causes {
 		t.Run(causes[i].ID, func(t *testing.T) {
 			c := &causes[i]

@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -59,14 +60,9 @@ type Sandbox struct {
 // text after a leading "=".
 func Start(t *testing.T, root Root, files map[string]string) *Sandbox {
 	t.Helper()
-	if os.Getenv(programsVariable) == "" {
-		t.Skip("go tool mage test:sandbox runs this: it builds gVisor and says where it is")
-	}
-	if os.Geteuid() != 0 {
-		skip(t, "a sandbox needs root")
-	}
+	Require(t)
 	dir := t.TempDir()
-	s := &Sandbox{t: t, id: fmt.Sprintf("k3s9p-%d-%d", os.Getpid(), time.Now().UnixNano()), dir: dir, root: root, runsc: Program("runsc"),
+	s := &Sandbox{t: t, id: fmt.Sprint(idPrefix(), time.Now().UnixNano()), dir: dir, root: root, runsc: Program("runsc"),
 		rootfs: filepath.Join(dir, "bundle", "rootfs"), state: filepath.Join(dir, "state")}
 	for _, name := range []string{"dev", "proc", "sys", "tmp", "run", "root", "etc", "var/lib", "var/log/pods"} {
 		s.must(os.MkdirAll(filepath.Join(s.rootfs, name), 0o755))
@@ -81,13 +77,13 @@ func Start(t *testing.T, root Root, files map[string]string) *Sandbox {
 	return s
 }
 
-// skip skips, except in CI, where everything has to run.
-func skip(t *testing.T, reason string) {
+// Require skips a test that go tool mage test:sandbox has not started: that
+// builds gVisor and the programs, and says where they are.
+func Require(t *testing.T) {
 	t.Helper()
-	if os.Getenv("CI") != "" {
-		t.Fatalf("in CI no scenario may be skipped: %s", reason)
+	if os.Getenv(programsVariable) == "" {
+		t.Skip("go tool mage test:sandbox runs this, as root")
 	}
-	t.Skip(reason)
 }
 
 // put copies a file into the root before the sandbox starts.
@@ -150,6 +146,9 @@ func capabilities() []string {
 
 func (s *Sandbox) boot() {
 	s.t.Helper()
+	running.Lock()
+	running.sandboxes = append(running.sandboxes, s)
+	running.Unlock()
 	s.t.Cleanup(s.stop)
 	log, err := os.Create(filepath.Join(s.dir, "runsc.log"))
 	s.must(err)
@@ -268,26 +267,36 @@ func (s *Sandbox) Await(what string, within time.Duration, condition func() bool
 	}
 }
 
-// stop deletes the sandbox and, if the test failed, keeps the logs.
+// stop removes the sandbox and, if the test failed, keeps the logs.
 func (s *Sandbox) stop() {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	if out, err := s.command(ctx, "delete", "--force", s.id).CombinedOutput(); err != nil && !strings.Contains(string(out), "does not exist") {
-		s.t.Errorf("delete the sandbox: %v\n%s", err, out)
-	}
-	// runsc run leaves its network namespace mounted there.
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(s.dir))
-	if err != nil {
+	running.Lock()
+	running.sandboxes = slices.DeleteFunc(running.sandboxes, func(other *Sandbox) bool { return other == s })
+	running.Unlock()
+	if err := s.remove(); err != nil {
 		s.t.Error(err)
-	}
-	for _, mount := range mounts {
-		if err := unix.Unmount(mount.Mountpoint, unix.MNT_DETACH); err != nil {
-			s.t.Errorf("unmount %s: %v", mount.Mountpoint, err)
-		}
 	}
 	if s.t.Failed() {
 		s.keepLogs()
 	}
+}
+
+// remove deletes the sandbox and unmounts what runsc leaves: its network
+// namespace, in the state directory.
+func (s *Sandbox) remove() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	var failures error
+	if out, err := s.command(ctx, "delete", "--force", s.id).CombinedOutput(); err != nil && !strings.Contains(string(out), "does not exist") {
+		failures = fmt.Errorf("delete the sandbox: %w\n%s", err, out)
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(s.dir))
+	failures = errors.Join(failures, err)
+	for _, mount := range mounts {
+		if err := unix.Unmount(mount.Mountpoint, unix.MNT_DETACH); err != nil {
+			failures = errors.Join(failures, fmt.Errorf("unmount %s: %w", mount.Mountpoint, err))
+		}
+	}
+	return failures
 }
 
 func (s *Sandbox) keepLogs() {
