@@ -88,9 +88,12 @@ func withBundle(use func(*bundle.Bundle) error) error {
 	if errors.Is(err, bundle.ErrNoBundle) {
 		return hint.Add(err, "go tool mage build makes dist/k3s9p, which does")
 	}
-	if err != nil {
+	if err == nil {
+		defer b.Close()
+		err = use(b)
+	}
+	if errors.Is(err, bundle.ErrDamaged) {
 		return hint.Add(err, "copy the file again: it is not what was built")
 	}
-	defer b.Close()
-	return use(b)
+	return err
 }

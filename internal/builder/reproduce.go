@@ -49,6 +49,9 @@ func (b *Builder) Reproducible(ctx context.Context, distro string, cold bool) er
 // Interrupted kills builds with SIGKILL at random moments, runs each again, and
 // compares the SHA256SUMS with those of a build that nobody disturbed.
 func (b *Builder) Interrupted(ctx context.Context, distro string, times int) error {
+	if times < 1 {
+		return fmt.Errorf("-times=%d: it has to be 1 or more", times)
+	}
 	twin, remove, err := b.twin("k3s9p-killed-")
 	if err != nil {
 		return err

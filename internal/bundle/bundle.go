@@ -181,6 +181,9 @@ func (c *counted) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// ErrDamaged is wrapped by the errors about a bundle that is not what was packed.
+var ErrDamaged = errors.New("the bundle is damaged")
+
 // ErrNoBundle is returned for a launcher that carries no archive.
 var ErrNoBundle = errors.New("this launcher carries no distribution")
 
@@ -227,7 +230,7 @@ func (b *Bundle) readTrailer() error {
 	}
 	offset, length := int64(binary.LittleEndian.Uint64(rest)), int64(binary.LittleEndian.Uint64(rest[8:]))
 	if offset < 0 || length < 0 || offset+length != end {
-		return fmt.Errorf("it is damaged: the trailer speaks of %d bytes at %d, the file has %d", length, offset, info.Size())
+		return fmt.Errorf("%w: its trailer speaks of %d bytes at %d, the file has %d", ErrDamaged, length, offset, info.Size())
 	}
 	copy(b.sum[:], rest[16:])
 	b.archive = io.NewSectionReader(b.file, offset, length)
@@ -255,7 +258,7 @@ func (b *Bundle) readManifest(header *tar.Header, content io.Reader) (record.Bui
 		return build, err
 	}
 	if header.Name != ManifestName || sha256.Sum256(manifest) != b.sum {
-		return build, errors.New("the bundle is damaged: its manifest is not the one that was packed")
+		return build, fmt.Errorf("%w: its manifest is not the one that was packed", ErrDamaged)
 	}
 	return build, json.Unmarshal(manifest, &build)
 }
@@ -295,15 +298,26 @@ func (b *Bundle) unpackTo(dir string) error {
 		}
 		output, ok := missing[header.Name]
 		if !ok {
-			return false, fmt.Errorf("the bundle is damaged: its manifest does not name %q", header.Name)
+			return false, fmt.Errorf("%w: its manifest does not name %q", ErrDamaged, header.Name)
 		}
 		delete(missing, header.Name)
 		return true, unpackMember(dir, output, content)
 	})
 	if err == nil && len(missing) > 0 {
-		err = fmt.Errorf("the bundle is damaged: it lacks %d files of its manifest", len(missing))
+		err = fmt.Errorf("%w: it lacks %d files of its manifest", ErrDamaged, len(missing))
 	}
 	return err
+}
+
+// damageReader tells errors of the archive from those of the disk.
+type damageReader struct{ r io.Reader }
+
+func (d damageReader) Read(p []byte) (int, error) {
+	n, err := d.r.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return n, err
 }
 
 // each calls f for the members of the archive while it returns true.
@@ -313,13 +327,16 @@ func (b *Bundle) each(f func(*tar.Header, io.Reader) (bool, error)) error {
 		return err
 	}
 	defer decoder.Close()
-	archive := tar.NewReader(decoder)
+	archive := tar.NewReader(damageReader{decoder})
 	for {
 		header, err := archive.Next()
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
+			if !errors.Is(err, ErrDamaged) {
+				err = fmt.Errorf("%w: %w", ErrDamaged, err)
+			}
 			return err
 		}
 		if more, err := f(header, archive); err != nil || !more {
@@ -349,7 +366,7 @@ func unpackMember(dir string, output record.Output, content io.Reader) error {
 		return err
 	}
 	if got := fmt.Sprintf("%x", sum.Sum(nil)); got != output.SHA256 {
-		return fmt.Errorf("the bundle is damaged: %s has the SHA-256 %s, not %s", output.Path, got, output.SHA256)
+		return fmt.Errorf("%w: %s has the SHA-256 %s, not %s", ErrDamaged, output.Path, got, output.SHA256)
 	}
 	return nil
 }
