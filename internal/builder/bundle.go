@@ -27,7 +27,7 @@ const launcherName = "k3s9p"
 // packDir is the folder of .work for the launcher with all files in it.
 func (b *Builder) packDir(build record.Build, launcher string) (string, error) {
 	manifest, err := bundle.Manifest(build)
-	return b.work("out", "bundle-"+digestOf(launcher, string(manifest))[:16]), err
+	return b.work("out", "bundle-"+digestOf(bundle.Format(), launcher, string(manifest))[:16]), err
 }
 
 // pack makes the launcher with all files in it, in the folder final, and returns
@@ -100,7 +100,7 @@ func (b *Builder) packTo(ctx context.Context, final string, build record.Build, 
 
 // frameName is where the compressed form of a file is kept, by its content.
 func (b *Builder) frameName(sum, file string) string {
-	return b.work("frames", filepath.Base(file)+"-"+sum[:32])
+	return b.work("frames", filepath.Base(file)+"-"+digestOf(bundle.Format(), sum)[:32])
 }
 
 // sumAndFrame hashes a file and compresses it at the same time. It returns the
@@ -241,7 +241,7 @@ func (b *Builder) pruneFrames(build record.Build) error {
 	var names []string
 	for _, output := range build.Outputs {
 		if output.Link == "" {
-			names = append(names, filepath.Base(output.Path)+"-"+output.SHA256[:32])
+			names = append(names, filepath.Base(b.frameName(output.SHA256, output.Path)))
 		}
 	}
 	entries, err := os.ReadDir(b.work("frames"))
