@@ -31,7 +31,8 @@ func (b *Builder) provide(ctx context.Context, sets []*Set) error {
 		return hint.Add(fmt.Errorf("the system lacks %s, and installing them needs root", strings.Join(missing, ", ")),
 			"sudo apt-get update && sudo %s", strings.Join(install, " "))
 	}
-	step := b.UI.Step("install from Debian's packages: %s", strings.Join(missing, " "))
+	b.UI.Say("the system lacks %s: installing from its packages (apt-get)", strings.Join(missing, ", "))
+	step := b.UI.Step("apt-get install %s", strings.Join(missing, " "))
 	env := append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C")
 	for _, args := range [][]string{{"apt-get", "update"}, install} {
 		if _, err := b.run(ctx, command{dir: "/", env: env, args: args}); err != nil {
