@@ -34,7 +34,7 @@ func Main(m *testing.M) {
 			if err := s.remove(); err != nil {
 				fmt.Fprintln(os.Stderr, err)
 			}
-			_ = os.RemoveAll(s.dir)
+			_ = os.RemoveAll(filepath.Dir(s.dir)) // t.TempDir makes a folder in a folder
 		}
 		os.Exit(130)
 	}()
