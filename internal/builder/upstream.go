@@ -336,8 +336,10 @@ func (b *Builder) goTest(ctx context.Context, set *Set, test UpstreamTest, modfi
 		line: func(line string) { step.Note("%s: %s", side, line) },
 	}
 	if test.Root {
-		// Whatever the tests mount or configure ends with them.
+		// Whatever the tests mount or configure ends with them, also the network
+		// namespaces that they name in /run.
 		c.unshare = syscall.CLONE_NEWNS | syscall.CLONE_NEWNET
+		c.args = append([]string{"sh", "-c", `mount -t tmpfs tmpfs /run && mkdir /run/netns && exec "$@"`, "sh"}, c.args...)
 	}
 	out, runErr := b.run(ctx, c)
 	if ctx.Err() != nil {

@@ -25,6 +25,7 @@ func idPrefix() string { return fmt.Sprintf("k3s9p-%d-", os.Getpid()) }
 // Main is what TestMain of a scenario calls: it deletes sandboxes also when the
 // tests are interrupted, and fails if something of them is left.
 func Main(m *testing.M) {
+	signal.Ignore(unix.SIGPIPE) // go test may have ended before the clean-up has
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM)
 	go func() {

@@ -64,6 +64,10 @@ func Start(t *testing.T, root Root, files map[string]string) *Sandbox {
 	dir := t.TempDir()
 	s := &Sandbox{t: t, id: fmt.Sprint(idPrefix(), time.Now().UnixNano()), dir: dir, root: root, runsc: Program("runsc"),
 		rootfs: filepath.Join(dir, "bundle", "rootfs"), state: filepath.Join(dir, "state")}
+	running.Lock()
+	running.sandboxes = append(running.sandboxes, s)
+	running.Unlock()
+	t.Cleanup(s.stop)
 	for _, name := range []string{"dev", "proc", "sys", "tmp", "run", "root", "etc", "var/lib", "var/log/pods"} {
 		s.must(os.MkdirAll(filepath.Join(s.rootfs, name), 0o755))
 	}
@@ -146,10 +150,6 @@ func capabilities() []string {
 
 func (s *Sandbox) boot() {
 	s.t.Helper()
-	running.Lock()
-	running.sandboxes = append(running.sandboxes, s)
-	running.Unlock()
-	s.t.Cleanup(s.stop)
 	log, err := os.Create(filepath.Join(s.dir, "runsc.log"))
 	s.must(err)
 	defer log.Close()
