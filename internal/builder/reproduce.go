@@ -58,7 +58,7 @@ func (b *Builder) Interrupted(ctx context.Context, distro string, times int) err
 	}
 	defer remove()
 	start := time.Now()
-	if err := twin.child(ctx, distro, 0); err != nil {
+	if _, err := twin.child(ctx, distro, 0); err != nil {
 		return err
 	}
 	whole := time.Since(start)
@@ -67,16 +67,10 @@ func (b *Builder) Interrupted(ctx context.Context, distro string, times int) err
 		return err
 	}
 	for i := range times {
-		for _, dir := range []string{twin.work("src"), twin.work("mod"), twin.work("out"), twin.work("frames"), twin.dist()} {
-			if err := removeTree(dir); err != nil {
-				return err
-			}
-		}
-		after := rand.N(whole)
-		step := b.UI.Step("kill %d of %d after %s of %s, then build again", i+1, times, progress.Elapsed(after), progress.Elapsed(whole))
-		err := twin.child(ctx, distro, after)
+		step := b.UI.Step("kill %d of %d, then build again", i+1, times)
+		after, err := twin.killOne(ctx, distro, &whole)
 		if err == nil {
-			err = twin.child(ctx, distro, 0)
+			_, err = twin.child(ctx, distro, 0)
 		}
 		var got []byte
 		if err == nil {
@@ -91,18 +85,38 @@ func (b *Builder) Interrupted(ctx context.Context, distro string, times int) err
 			step.Fail()
 			return err
 		}
-		step.Done("same SHA256SUMS")
+		step.Done("killed after %s of %s, same SHA256SUMS", progress.Elapsed(after), progress.Elapsed(whole))
 	}
 	fmt.Printf("interrupted: %d killed builds, each followed by one that gave the same %d files\n", times, bytes.Count(want, []byte("\n")))
 	return nil
 }
 
+// killOne starts a build with nothing in .work/ and dist/ and kills it at a random
+// moment, which it returns. A build that ends before its moment proves nothing:
+// it tells how long a build takes now, and another one is started.
+func (b *Builder) killOne(ctx context.Context, distro string, whole *time.Duration) (time.Duration, error) {
+	for {
+		for _, dir := range []string{b.work("src"), b.work("mod"), b.work("out"), b.work("frames"), b.dist()} {
+			if err := removeTree(dir); err != nil {
+				return 0, err
+			}
+		}
+		after, start := rand.N(*whole), time.Now()
+		killed, err := b.child(ctx, distro, after)
+		if err != nil || killed {
+			return after, err
+		}
+		*whole = min(*whole, time.Since(start))
+	}
+}
+
 // child runs this program's target build in the twin, and kills it after a time
-// that is not 0. What it started ends with it or soon after.
-func (b *Builder) child(ctx context.Context, distro string, kill time.Duration) error {
+// that is not 0; it reports whether it did. What it started ends with it or soon
+// after.
+func (b *Builder) child(ctx context.Context, distro string, kill time.Duration) (bool, error) {
 	self, err := os.Executable()
 	if err != nil {
-		return err
+		return false, err
 	}
 	cmd := exec.CommandContext(ctx, self, "build")
 	cmd.Dir = b.Root
@@ -111,7 +125,7 @@ func (b *Builder) child(ctx context.Context, distro string, kill time.Duration) 
 	var output bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &output, &output
 	if err := cmd.Start(); err != nil {
-		return err
+		return false, err
 	}
 	if kill > 0 {
 		timer := time.AfterFunc(kill, func() { _ = cmd.Process.Kill() })
@@ -120,12 +134,12 @@ func (b *Builder) child(ctx context.Context, distro string, kill time.Duration) 
 	err = cmd.Wait()
 	var exit *exec.ExitError
 	if kill > 0 && errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signaled() {
-		return nil
+		return true, nil
 	}
 	if err != nil {
-		return fmt.Errorf("mage build in %s: %w\n%s", b.Root, err, output.String())
+		return false, fmt.Errorf("mage build in %s: %w\n%s", b.Root, err, output.String())
 	}
-	return nil
+	return false, nil
 }
 
 // twin copies the sources of the repository to a new folder.
