@@ -4,6 +4,8 @@ package main
 
 import (
 	"context"
+	"os"
+	"strings"
 
 	"github.com/magefile/mage/mg"
 
@@ -18,7 +20,8 @@ var Aliases = map[string]any{"test": Test.All}
 
 // All runs every test: lint, test:unit, test:upstream, test:sandbox. "mage test" is the same.
 func (t Test) All(ctx context.Context) error {
-	for _, test := range []func(context.Context) error{Lint, t.Unit, t.Upstream, t.Sandbox} {
+	all := func(ctx context.Context) error { return t.Sandbox(ctx, nil) }
+	for _, test := range []func(context.Context) error{Lint, t.Unit, t.Upstream, all} {
 		if err := test(ctx); err != nil {
 			return err
 		}
@@ -44,13 +47,27 @@ func (Test) Upstream(ctx context.Context) error {
 	return b.TestUpstream(ctx)
 }
 
-// Sandbox runs the scenarios in real gVisor sandboxes with a 9p root.
-func (Test) Sandbox(ctx context.Context) error {
+// Sandbox runs the scenarios in real gVisor sandboxes with a 9p root: all, or the one whose name follows.
+func (Test) Sandbox(ctx context.Context, scenario *string) error {
 	b, err := builder.New(mg.Verbose())
 	if err != nil {
 		return err
 	}
-	return b.TestSandbox(ctx)
+	only := ""
+	if scenario != nil {
+		only = *scenario
+	}
+	return b.TestSandbox(ctx, only)
+}
+
+// "mage test:sandbox experiment": mage takes an optional argument only with its
+// name, and a word for one more target.
+func init() {
+	for i := 1; i < len(os.Args)-1; i++ {
+		if strings.EqualFold(os.Args[i], "test:sandbox") && !strings.HasPrefix(os.Args[i+1], "-") {
+			os.Args[i+1] = "-scenario=" + os.Args[i+1]
+		}
+	}
 }
 
 // Lint runs gofmt, go vet and staticcheck.

@@ -210,7 +210,7 @@ func (b *Builder) Clean(ctx context.Context) error {
 			return err
 		}
 		defer unlock()
-		for _, folder := range []string{"src", "stock", "mod", "out", "frames", "tmp", "bench", "test"} {
+		for _, folder := range []string{"src", "stock", "mod", "out", "frames", "root", "tmp", "bench", "test"} {
 			if err := removeTree(b.work(folder)); err != nil {
 				return err
 			}

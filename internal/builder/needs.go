@@ -60,11 +60,15 @@ func missingPackages(ctx context.Context, sets []*Set) []string {
 	return missing
 }
 
-// met looks for the command in PATH, or asks the C compiler for the library: it
+// met looks for the command in PATH or for the file, or asks the C compiler for the library: it
 // answers with a path if it has one, and with the bare name if not.
 func (n Need) met(ctx context.Context) bool {
 	if n.Command != "" {
 		_, err := exec.LookPath(n.Command)
+		return err == nil
+	}
+	if n.File != "" {
+		_, err := os.Stat(n.File)
 		return err == nil
 	}
 	found := firstLine(ctx, compiler(), "-print-file-name="+n.Library)

@@ -62,12 +62,13 @@ type Stamp struct {
 	Value    string `json:"value"`
 }
 
-// Need is a package of Debian, found by a command or by a library of the C
-// compiler.
+// Need is a package of Debian, found by a command, by a library of the C compiler
+// or by a file.
 type Need struct {
 	Package string `json:"package"`
 	Command string `json:"command,omitempty"`
 	Library string `json:"library,omitempty"`
+	File    string `json:"file,omitempty"`
 }
 
 // UpstreamTest is a list of packages to test.
@@ -182,8 +183,14 @@ func (c *Config) check() error {
 		needs = slices.Concat(needs, test.Needs)
 	}
 	for _, need := range needs {
-		if need.Package == "" || (need.Command == "") == (need.Library == "") {
-			return fmt.Errorf("a need has a package and either a command or a library, not %+v", need)
+		ways := 0
+		for _, way := range []string{need.Command, need.Library, need.File} {
+			if way != "" {
+				ways++
+			}
+		}
+		if need.Package == "" || ways != 1 {
+			return fmt.Errorf("a need has a package and either a command, a library or a file, not %+v", need)
 		}
 	}
 	return nil

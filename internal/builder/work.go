@@ -30,7 +30,8 @@ const kept = 2
 //
 // Its folder .work/ has: src/ (patched modules), stock/ (the same without
 // patches, for comparisons), mod/ (generated go.mod files), out/ (compiled sets),
-// frames/ (compressed files), edit/ (trees of patch:edit), tmp/ (what is not
+// frames/ (compressed files), root/ (the sandboxes' root), sandboxes/ (those that
+// run), edit/ (trees of patch:edit), tmp/ (what is not
 // finished) and lock. All but edit/ can be removed at any time.
 type Builder struct {
 	Root string // of the repository

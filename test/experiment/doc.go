@@ -1,4 +1,4 @@
-// Package experiment shows, in a real gVisor sandbox, why a kubelet does not start
-// there and which patch removes which cause. It writes its table to
-// dist/reports/experiment.json.
+// Package experiment replays a published experiment in a real gVisor sandbox: step by
+// step, what keeps a node from running there, what was tried in vain, and which
+// patch removes which cause. It writes dist/reports/experiment.{json,md}.
 package experiment

@@ -1,61 +1,82 @@
 package gvisor
 
 import (
-	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"sync"
-	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"k3s9p/test/gvisor/leftover"
 )
 
-// running are the sandboxes that have to be deleted if the tests are interrupted.
-var running struct {
-	sync.Mutex
-	sandboxes []*Sandbox
+// run is what the sandboxes of this process have in common.
+var run struct {
+	sync.Mutex        // held for good by who ends the process
+	dir        string // holds a folder per sandbox
+	started    int
 }
 
-// idPrefix begins the names of the sandboxes of this process.
-func idPrefix() string { return fmt.Sprintf("k3s9p-%d-", os.Getpid()) }
-
-// Main is what TestMain of a scenario calls: it deletes sandboxes also when the
-// tests are interrupted, and fails if something of them is left.
-func Main(m *testing.M) {
+// Main is what TestMain of a scenario calls. It removes what an earlier run left,
+// and deletes all sandboxes also when the tests are interrupted; it fails if
+// something of them is left.
+func Main(m interface{ Run() int }) {
+	if os.Getenv(programsVariable) == "" {
+		os.Exit(m.Run()) // every test skips: see Require
+	}
+	base := os.Getenv(sandboxesVariable)
+	err := leftover.Clean(base, func(format string, args ...any) { fmt.Printf(format+"\n", args...) })
+	if err == nil {
+		run.dir, err = leftover.Claim(base)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	signal.Ignore(unix.SIGPIPE) // go test may have ended before the clean-up has
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM)
 	go func() {
 		<-signals
-		running.Lock() // for good: no further sandbox starts
-		for _, s := range running.sandboxes {
-			if err := s.remove(); err != nil {
-				fmt.Fprintln(os.Stderr, err)
-			}
-			_ = os.RemoveAll(filepath.Dir(s.dir)) // t.TempDir makes a folder in a folder
+		run.Lock() // no further sandbox starts
+		err := leftover.Remove(run.dir)
+		if err != nil { // the test was just making something
+			err = leftover.Remove(run.dir)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
 		}
 		os.Exit(130)
 	}()
 	code := m.Run()
-	if left := processes(); len(left) > 0 {
-		fmt.Fprintf(os.Stderr, "processes of sandboxes are left:\n%s\n", strings.Join(left, "\n"))
+	if err := clean(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		code = 1
 	}
 	os.Exit(code)
 }
 
-// processes lists the command lines that name a sandbox of this process.
-func processes() []string {
-	var found []string
-	names, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, name := range names {
-		line, err := os.ReadFile(name)
-		if err == nil && bytes.Contains(line, []byte(idPrefix())) {
-			found = append(found, string(bytes.ReplaceAll(line, []byte{0}, []byte{' '})))
-		}
+// clean checks that the sandboxes have left nothing, and removes it if they have.
+func clean() error {
+	run.Lock()
+	var left []string
+	for pid, line := range leftover.Processes(run.dir) {
+		left = append(left, fmt.Sprintf("process %d: %s", pid, line))
 	}
-	return found
+	mounts, err := leftover.Mounts(run.dir)
+	for _, mount := range mounts {
+		left = append(left, "mount "+mount)
+	}
+	sandboxes, listErr := leftover.Sandboxes(run.dir)
+	for _, dir := range sandboxes {
+		left = append(left, "folder "+dir)
+	}
+	err = errors.Join(err, listErr, leftover.Remove(run.dir))
+	if len(left) > 0 {
+		err = errors.Join(fmt.Errorf("sandboxes have left\n%s", strings.Join(left, "\n")), err)
+	}
+	return err
 }

@@ -1,12 +1,12 @@
 // Package gvisor starts real gVisor sandboxes for the scenarios beside it.
 //
-// A sandbox has a root directory of its own, served over 9p (or, with
-// OverlayRoot, in gVisor's default overlay), cgroup v1 at /sys/fs/cgroup, all
-// capabilities, and a network of its own with nothing but loopback. The root
-// holds only what the test puts there and the program inside.
+// A sandbox has a root of its own, made of a small Debian and the programs that a
+// test asks for, served over 9p or in gVisor's default overlay; cgroup v1 at
+// /sys/fs/cgroup; all capabilities; and a network namespace with eth0, whose other
+// end is in a second namespace.
 //
-// Whatever happens, nothing stays: the sandbox is deleted, and what runsc leaves
-// mounted in its state directory is unmounted.
+// All that a sandbox has on the machine is below one folder, and goes with it:
+// see package leftover.
 package gvisor
 
 import (
@@ -19,7 +19,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,57 +27,80 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
+
+	"k3s9p/test/gvisor/leftover"
 )
 
-// programsVariable names the folder that go tool mage test:sandbox fills: runsc,
-// inside, and the programs of the node.
-const programsVariable = "K3S9P_SANDBOX_PROGRAMS"
+// What go tool mage test:sandbox tells the tests.
+const (
+	// programsVariable names the folder with runsc, inside, root.tar and all that a
+	// sandbox may get.
+	programsVariable = "K3S9P_SANDBOX_PROGRAMS"
+	// sandboxesVariable names the folder that the sandboxes are made in.
+	sandboxesVariable = "K3S9P_SANDBOXES"
+)
 
-// Program is the path, here, of a program that the sandbox may get.
+// Program is the path, here, of a file that the sandbox may get.
 func Program(name string) string { return filepath.Join(os.Getenv(programsVariable), name) }
 
 // Root is how the root of a sandbox is served.
 type Root string
 
 const (
-	NinePRoot   Root = "--overlay2=none"
-	OverlayRoot Root = "--overlay2=root:memory"
+	NinePRoot Root = "--overlay2=none"
+	// OverlayRoot is gVisor's default.
+	OverlayRoot Root = "--overlay2=root:self"
 )
+
+// Options describe a sandbox.
+type Options struct {
+	Root  Root              // NinePRoot if empty
+	Files map[string]string // path in the sandbox → file here, or text after a leading "="
+	// DiskGiB, if not 0, puts the root on a disk of that size of its own, of which
+	// AvailableMiB are left when the sandbox starts.
+	DiskGiB, AvailableMiB int
+}
 
 // Sandbox is a running gVisor sandbox.
 type Sandbox struct {
-	t      *testing.T
-	id     string
-	dir    string // holds everything below
-	rootfs string
-	state  string
-	root   Root
-	runsc  string
+	t        *testing.T
+	id       string
+	dir      string // holds everything below
+	rootfs   string
+	state    string
+	root     Root
+	runsc    string
+	programs int // started in the background
 }
 
-// Start boots a sandbox with the given files: path in the sandbox → file here, or
-// text after a leading "=".
-func Start(t *testing.T, root Root, files map[string]string) *Sandbox {
+// searchPath is that of a process in the sandbox.
+const searchPath = "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// Start boots a sandbox.
+func Start(t *testing.T, options Options) *Sandbox {
 	t.Helper()
 	Require(t)
-	dir := t.TempDir()
-	s := &Sandbox{t: t, id: fmt.Sprint(idPrefix(), time.Now().UnixNano()), dir: dir, root: root, runsc: Program("runsc"),
-		rootfs: filepath.Join(dir, "bundle", "rootfs"), state: filepath.Join(dir, "state")}
-	running.Lock()
-	running.sandboxes = append(running.sandboxes, s)
-	running.Unlock()
+	s := newSandbox(t, options)
 	t.Cleanup(s.stop)
-	for _, name := range []string{"dev", "proc", "sys", "tmp", "run", "root", "etc", "var/lib", "var/log/pods"} {
-		s.must(os.MkdirAll(filepath.Join(s.rootfs, name), 0o755))
-	}
-	s.must(os.MkdirAll(s.state, 0o700))
-	s.put("/inside", Program("inside"))
-	for path, from := range files {
-		s.put(path, from)
-	}
+	s.must(s.makeRoot(options))
+	s.must(s.makeNetwork())
 	s.writeConfig()
 	s.boot()
+	return s
+}
+
+func newSandbox(t *testing.T, options Options) *Sandbox {
+	run.Lock()
+	defer run.Unlock()
+	run.started++
+	s := &Sandbox{t: t, root: options.Root, runsc: Program("runsc")}
+	if s.root == "" {
+		s.root = NinePRoot
+	}
+	s.id = fmt.Sprintf("k3s9p-%d-%d", os.Getpid(), run.started)
+	s.dir = filepath.Join(run.dir, strconv.Itoa(run.started))
+	s.rootfs, s.state = filepath.Join(s.dir, "disk", "rootfs"), filepath.Join(s.dir, "state")
+	s.must(os.MkdirAll(s.state, 0o700))
 	return s
 }
 
@@ -90,22 +113,32 @@ func Require(t *testing.T) {
 	}
 }
 
-// put copies a file into the root before the sandbox starts.
-func (s *Sandbox) put(path, from string) {
-	s.t.Helper()
-	target := filepath.Join(s.rootfs, path)
-	s.must(os.MkdirAll(filepath.Dir(target), 0o755))
+// put copies a file into the root before the sandbox starts. It follows no link
+// out of the root: /var/run is one to the machine's own /run.
+func (s *Sandbox) put(path, from string) error {
+	root, err := os.OpenRoot(s.rootfs)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	path = strings.TrimPrefix(path, "/")
+	if err := root.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
 	if text, ok := strings.CutPrefix(from, "="); ok {
-		s.must(os.WriteFile(target, []byte(text), 0o644))
-		return
+		return root.WriteFile(path, []byte(text), 0o644)
 	}
 	in, err := os.Open(from)
-	s.must(err)
+	if err != nil {
+		return err
+	}
 	defer in.Close()
-	out, err := os.OpenFile(target, os.O_WRONLY|os.O_CREATE, 0o755)
-	s.must(err)
+	out, err := root.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o755)
+	if err != nil {
+		return err
+	}
 	_, err = io.Copy(out, in)
-	s.must(errors.Join(err, out.Close()))
+	return errors.Join(err, out.Close())
 }
 
 // writeConfig writes the OCI bundle (runtime-spec, config.md).
@@ -115,9 +148,9 @@ func (s *Sandbox) writeConfig() {
 	spec := specs.Spec{
 		Version:  specs.Version,
 		Hostname: "sandbox",
-		Root:     &specs.Root{Path: "rootfs"},
+		Root:     &specs.Root{Path: s.rootfs},
 		Process: &specs.Process{
-			Args: []string{"/inside", "init"}, Cwd: "/", Env: []string{"PATH=/bin"},
+			Args: []string{inside, "init"}, Cwd: "/", Env: []string{"PATH=" + searchPath},
 			Capabilities: &specs.LinuxCapabilities{Bounding: all, Effective: all, Inheritable: all, Permitted: all},
 			Rlimits:      []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 1 << 20, Soft: 1 << 20}},
 		},
@@ -128,12 +161,13 @@ func (s *Sandbox) writeConfig() {
 			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup"},
 		},
 		Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{
-			{Type: specs.PIDNamespace}, {Type: specs.NetworkNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
+			{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
+			{Type: specs.NetworkNamespace, Path: s.namespace("inside")},
 		}},
 	}
 	data, err := json.Marshal(spec)
 	s.must(err)
-	s.must(os.WriteFile(filepath.Join(s.dir, "bundle", "config.json"), data, 0o644))
+	s.must(os.WriteFile(filepath.Join(s.dir, "config.json"), data, 0o644))
 }
 
 // capabilities are the names of all that this kernel has, at most those of Linux 5.9.
@@ -148,20 +182,36 @@ func capabilities() []string {
 	return names
 }
 
+// startLimit is how long a sandbox may take to start.
+const startLimit = 5 * time.Second
+
 func (s *Sandbox) boot() {
 	s.t.Helper()
 	log, err := os.Create(filepath.Join(s.dir, "runsc.log"))
 	s.must(err)
 	defer log.Close()
-	cmd := s.command(context.Background(), "run", "--bundle", filepath.Join(s.dir, "bundle"), "--detach", s.id)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	start := time.Now()
+	cmd := s.command(ctx, "run", "--bundle", s.dir, "--detach", s.id)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Run(); err != nil {
-		text, _ := os.ReadFile(log.Name())
-		s.t.Fatalf("runsc run: %v\n%s", err, text)
+		s.t.Fatalf("start a sandbox: runsc run: %v; its log:\n%s", err, s.log("runsc.log"))
+	}
+	if took := time.Since(start); took > startLimit {
+		s.t.Errorf("the sandbox took %v to start, more than %v", took, startLimit)
 	}
 	if got, want := s.rootType(), map[Root]string{NinePRoot: "9p", OverlayRoot: "overlay"}[s.root]; got != want {
 		s.t.Fatalf("the root of the sandbox is %s, not %s", got, want)
 	}
+}
+
+func (s *Sandbox) log(name string) string {
+	data, err := os.ReadFile(filepath.Join(s.dir, name))
+	if err != nil {
+		return err.Error()
+	}
+	return strings.TrimSpace(string(data))
 }
 
 // rootType is the type of / in the sandbox's mount table.
@@ -176,7 +226,9 @@ func (s *Sandbox) rootType() string {
 }
 
 func (s *Sandbox) command(ctx context.Context, args ...string) *exec.Cmd {
-	flags := []string{"--root", s.state, "--platform=systrap", "--net-raw", "--network=none", "--ignore-cgroups", string(s.root)}
+	flags := []string{"--root", s.state, "--platform=systrap", "--net-raw", "--ignore-cgroups",
+		"--gofer-network-namespace=new", // the other choice leaves a mount in the state folder
+		string(s.root)}
 	cmd := exec.CommandContext(ctx, s.runsc, append(flags, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
@@ -188,7 +240,7 @@ func (s *Sandbox) command(ctx context.Context, args ...string) *exec.Cmd {
 // outputs. The error is that of the program, or of the context.
 func (s *Sandbox) Exec(ctx context.Context, args ...string) (string, error) {
 	var output bytes.Buffer
-	cmd := s.command(ctx, append([]string{"exec", s.id}, args...)...)
+	cmd := s.command(ctx, append([]string{"exec", "--env=PATH=" + searchPath, s.id}, args...)...)
 	cmd.Stdout, cmd.Stderr = &output, &output
 	err := cmd.Run()
 	if ctx.Err() != nil {
@@ -212,30 +264,47 @@ func (s *Sandbox) Must(args ...string) string {
 // Read returns a file of the sandbox.
 func (s *Sandbox) Read(path string) string {
 	s.t.Helper()
-	return s.Must("/inside", "read", path)
+	return s.Must("cat", path)
 }
 
-// Background runs a program in the sandbox until that ends. Its output is what
-// the returned function gives, which can be called at any time.
+// Write makes a file in the running sandbox: one that is written from outside may
+// not be seen inside.
+func (s *Sandbox) Write(path, content string) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	cmd := s.command(ctx, "exec", "--env=PATH="+searchPath, s.id, "sh", "-c", `t=$(dirname "$0")/.tmp; cat > "$t" && mv "$t" "$0"`, path)
+	cmd.Stdin = strings.NewReader(content)
+	if output, err := cmd.CombinedOutput(); err != nil {
+		s.t.Fatalf("write %s in the sandbox: %v\n%s", path, err, output)
+	}
+}
+
+// Background runs a program in the sandbox until that ends or is told to.
 func (s *Sandbox) Background(args ...string) *Process {
 	s.t.Helper()
-	name := filepath.Join(s.dir, filepath.Base(args[0])+".log")
+	s.programs++
+	name := filepath.Join(s.dir, fmt.Sprintf("%d-%s.log", s.programs, filepath.Base(args[0])))
 	log, err := os.Create(name)
 	s.must(err)
-	cmd := s.command(context.Background(), append([]string{"exec", s.id}, args...)...)
+	defer log.Close()
+	pidFile := strings.TrimSuffix(name, ".log") + ".pid"
+	cmd := s.command(context.Background(), append([]string{"exec", "--env=PATH=" + searchPath, "--internal-pid-file=" + pidFile, s.id}, args...)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	s.must(cmd.Start())
-	log.Close()
-	p := &Process{log: name, done: make(chan struct{})}
+	p := &Process{sandbox: s, name: filepath.Base(args[0]), log: name, pidFile: pidFile, done: make(chan struct{})}
 	go func() { p.err = cmd.Wait(); close(p.done) }()
 	return p
 }
 
 // Process is a program that runs in the sandbox.
 type Process struct {
-	log  string
-	done chan struct{}
-	err  error
+	sandbox *Sandbox
+	name    string
+	log     string
+	pidFile string // of its id in the sandbox
+	done    chan struct{}
+	err     error
 }
 
 // Ended reports whether the process has ended.
@@ -257,58 +326,79 @@ func (p *Process) Output() string {
 	return string(data)
 }
 
+// Stop ends the process with SIGTERM.
+func (p *Process) Stop() {
+	p.sandbox.t.Helper()
+	if !p.Ended() {
+		p.sandbox.Must("kill", p.sandboxPID())
+	}
+	p.sandbox.Await("the end of "+p.name, 30*time.Second, p.Ended)
+}
+
+func (p *Process) sandboxPID() string {
+	p.sandbox.t.Helper()
+	var id []byte
+	p.sandbox.Await("the process id of "+p.name, 10*time.Second, func() bool {
+		var err error
+		id, err = os.ReadFile(p.pidFile)
+		return err == nil && len(id) > 0
+	})
+	return strings.TrimSpace(string(id))
+}
+
+// RSS is the resident memory of the process, in bytes.
+func (p *Process) RSS() int64 {
+	p.sandbox.t.Helper()
+	fields := strings.Fields(p.sandbox.Read("/proc/" + p.sandboxPID() + "/statm"))
+	if len(fields) < 2 {
+		p.sandbox.t.Fatalf("/proc/…/statm of %s has %d fields", p.name, len(fields))
+	}
+	pages, err := strconv.ParseInt(fields[1], 10, 64)
+	p.sandbox.must(err)
+	return pages * 4096
+}
+
 // Await waits for a condition.
 func (s *Sandbox) Await(what string, within time.Duration, condition func() bool) {
 	s.t.Helper()
-	for deadline := time.Now().Add(within); !condition(); time.Sleep(200 * time.Millisecond) {
+	for deadline := time.Now().Add(within); !condition(); time.Sleep(100 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			s.t.Fatalf("%s did not happen within %v", what, within)
 		}
 	}
 }
 
-// stop removes the sandbox and, if the test failed, keeps the logs.
+// stop deletes the sandbox and, if the test failed, keeps the logs.
 func (s *Sandbox) stop() {
-	running.Lock()
-	running.sandboxes = slices.DeleteFunc(running.sandboxes, func(other *Sandbox) bool { return other == s })
-	running.Unlock()
-	if err := s.remove(); err != nil {
-		s.t.Error(err)
-	}
 	if s.t.Failed() {
 		s.keepLogs()
 	}
-}
-
-// remove deletes the sandbox and unmounts what runsc leaves: its network
-// namespace, in the state directory.
-func (s *Sandbox) remove() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	var failures error
 	if out, err := s.command(ctx, "delete", "--force", s.id).CombinedOutput(); err != nil && !strings.Contains(string(out), "does not exist") {
-		failures = fmt.Errorf("delete the sandbox: %w\n%s", err, out)
+		s.t.Errorf("delete the sandbox: %v\n%s", err, out)
 	}
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(s.dir))
-	failures = errors.Join(failures, err)
-	for _, mount := range mounts {
-		if err := unix.Unmount(mount.Mountpoint, unix.MNT_DETACH); err != nil {
-			failures = errors.Join(failures, fmt.Errorf("unmount %s: %w", mount.Mountpoint, err))
-		}
+	if err := leftover.Remove(s.dir); err != nil {
+		s.t.Error(err)
 	}
-	return failures
 }
 
+// keepLogs copies the logs of the programs to a folder that stays.
 func (s *Sandbox) keepLogs() {
 	kept, err := os.MkdirTemp("", "k3s9p-sandbox-")
 	if err != nil {
 		s.t.Error(err)
 		return
 	}
-	logs, _ := filepath.Glob(filepath.Join(s.dir, "*.log"))
+	logs, err := filepath.Glob(filepath.Join(s.dir, "*.log"))
+	s.must(err)
 	for _, log := range logs {
-		if data, err := os.ReadFile(log); err == nil {
-			_ = os.WriteFile(filepath.Join(kept, filepath.Base(log)), data, 0o644)
+		data, err := os.ReadFile(log)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(kept, filepath.Base(log)), data, 0o644)
+		}
+		if err != nil {
+			s.t.Error(err)
 		}
 	}
 	s.t.Logf("the logs of the sandbox are in %s", kept)

@@ -1,41 +1,96 @@
-// Command inside is what the tests run in a sandbox that has no shell: its init,
-// and the few questions that they ask there.
+// Command inside is what the tests run in a sandbox besides Debian's programs: its
+// init, the fix sequence of package blocker, and a few questions.
 package main
 
 import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"k3s9p/internal/blocker"
+	"k3s9p/internal/config"
+	"k3s9p/internal/probe"
+)
+
+const usage = `usage:
+  inside init                      process 1
+  inside http METHOD URL           what a URL answers
+  inside statfs PATH               type, bytes (all, free, available), inodes (all, free)
+  inside check SETTINGS            the findings of all blockers
+  inside fix SETTINGS ID,…         fix all that is found but those, and write the configuration
+  inside fuse-overlayfs            whether that works
+  inside undo                      take the fixes back
+  inside hang DIR                  mount a filesystem that never answers statfs`
+
+// Where the sandbox has the node: its data, programs and configuration.
+const (
+	data          = "/var/lib/k3s9p"
+	programs      = "/usr/local/bin"
+	plugins       = "/usr/local/lib/cni"
+	configuration = "/etc/k3s9p"
 )
 
 func main() {
 	if len(os.Args) < 2 {
-		fail("usage: inside init | link TARGET NAME | read FILE | get URL | statfs PATH")
+		fail(usage)
 	}
-	switch args := os.Args[2:]; os.Args[1] {
-	case "init":
+	switch args := os.Args[2:]; {
+	case os.Args[1] == "init":
 		reap()
-	case "link":
-		check(os.Symlink(args[0], args[1]))
-	case "read":
-		data, err := os.ReadFile(args[0])
-		check(err)
-		_, err = os.Stdout.Write(data)
-		check(err)
-	case "get":
-		get(args[0])
-	case "statfs":
+	case os.Args[1] == "http" && len(args) == 2:
+		ask(args[0], args[1])
+	case os.Args[1] == "statfs" && len(args) == 1:
 		statfs(args[0])
+	case os.Args[1] == "check" && len(args) == 1:
+		findings, err := blocker.Check(context.Background(), host(args[0]))
+		check(err)
+		show(findings)
+	case os.Args[1] == "fix" && len(args) == 2:
+		fix(args[0], args[1])
+	case os.Args[1] == "undo" && len(args) == 0:
+		check(blocker.Undo(host("{}")))
+	case os.Args[1] == "fuse-overlayfs" && len(args) == 0:
+		err := probe.FuseOverlay(data)
+		if err == nil {
+			err = errors.New("it works")
+		}
+		fmt.Println(err)
+	case os.Args[1] == "hang" && len(args) == 1:
+		check(hang(args[0]))
 	default:
-		fail("unknown command " + os.Args[1])
+		fail(usage)
 	}
 }
+
+func host(settings string) *blocker.Host {
+	var s config.Settings
+	check(json.Unmarshal([]byte(settings), &s))
+	return &blocker.Host{Data: data, Programs: programs, Plugins: plugins, Settings: &s}
+}
+
+// fix does what bringing up a node does before the programs start.
+func fix(settings, except string) {
+	h := host(settings)
+	check(os.MkdirAll(data, 0o755))
+	findings, err := blocker.Fix(context.Background(), h, strings.FieldsFunc(except, func(r rune) bool { return r == ',' })...)
+	check(err)
+	_, err = h.Settings.Write(configuration)
+	check(err)
+	show(findings)
+}
+
+func show(v any) { check(json.NewEncoder(os.Stdout).Encode(v)) }
 
 // reap is process 1: it collects what others leave, until it is told to end.
 func reap() {
@@ -53,9 +108,12 @@ func reap() {
 	}
 }
 
-func get(url string) {
-	client := http.Client{Timeout: 10 * time.Second}
-	response, err := client.Get(url)
+// ask prints what a URL answers. The kubelet's certificate is its own.
+func ask(method, url string) {
+	request, err := http.NewRequest(method, url, nil)
+	check(err)
+	client := http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	response, err := client.Do(request)
 	check(err)
 	defer response.Body.Close()
 	_, err = io.Copy(os.Stdout, response.Body)
@@ -65,7 +123,6 @@ func get(url string) {
 	}
 }
 
-// statfs prints type, capacity, free and available bytes, inodes and free inodes.
 func statfs(path string) {
 	var s unix.Statfs_t
 	check(unix.Statfs(path, &s))

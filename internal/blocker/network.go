@@ -1,0 +1,112 @@
+package blocker
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"k3s9p/internal/probe"
+)
+
+var bridgePort = Blocker{
+	ID:      "bridge-port",
+	Title:   "bridge ports without options",
+	Symptom: "failed to setup hairpin mode for…operation not supported",
+	Source:  "containernetworking/plugins plugins/main/bridge; gVisor pkg/sentry/socket/netlink/route has no IFLA_BRPORT_* and no IFLA_OPERSTATE",
+	Remedy:  Patch,
+	Action:  "the bridge plugin here does without options that stay off",
+	Check: func(*Host) (bool, string, error) {
+		if err := probe.Bridge(); err != nil {
+			return false, "", err
+		}
+		return seen(probe.HairpinOption(), "a bridge port took its hairpin mode")
+	},
+}
+
+var preferredSource = Blocker{
+	ID:      "preferred-source",
+	Title:   "routes without a source address",
+	Symptom: "failed to add route…operation not supported",
+	Source:  "containernetworking/plugins plugins/main/ptp; gVisor pkg/sentry/socket/netlink/route has no RTA_PREFSRC",
+	Remedy:  Patch,
+	Action:  "the ptp plugin here does without it",
+	Check: func(*Host) (bool, string, error) {
+		return seen(probe.PreferredSource(), "a route took a source address")
+	},
+}
+
+var masquerade = Blocker{
+	ID:      "masquerade",
+	Title:   "no MASQUERADE",
+	Symptom: "failed to set up masquerade",
+	Source:  "containernetworking/plugins pkg/ip/ipmasq_linux.go; gVisor pkg/sentry/socket/netfilter has neither the target MASQUERADE nor the match comment",
+	Remedy:  Setting,
+	Action:  "the pod network gets ipMasq: false: pods reach each other and the node, and nothing outside of it",
+	Check: func(*Host) (bool, string, error) {
+		err := probe.Iptables(`-t nat -A POSTROUTING -m comment --comment probe -j MASQUERADE`)
+		if errors.Is(err, probe.ErrNoIptables) {
+			return seen(err, "")
+		}
+		return seen(err, "iptables took a rule with MASQUERADE and a comment")
+	},
+	Fix: func(h *Host) error {
+		h.Settings.Network.Masquerade = false
+		return nil
+	},
+}
+
+// kubeProxyRules are one rule for each extension that kube-proxy's iptables mode
+// cannot do without (k8s.io/kubernetes pkg/proxy/iptables/proxier.go).
+var kubeProxyRules = []string{
+	"-A INPUT -m comment --comment probe -j ACCEPT",
+	"-A INPUT -m conntrack --ctstate NEW -j ACCEPT",
+	"-t nat -A PREROUTING -m addrtype --dst-type LOCAL -j ACCEPT",
+	"-t nat -A PREROUTING -m statistic --mode random --probability 0.5 -j ACCEPT",
+	"-t nat -A POSTROUTING -j MASQUERADE",
+}
+
+var services = Blocker{
+	ID:      "services",
+	Title:   "no netfilter that kube-proxy could use",
+	Symptom: "…not supported",
+	Source:  "k8s.io/kubernetes pkg/proxy; gVisor pkg/sentry/socket/netfilter has legacy tables with a few matches, and no nf_tables that kube-proxy could use",
+	Remedy:  None,
+	Action:  "nothing yet: a cluster on this node has no Services",
+	Check: func(*Host) (bool, string, error) {
+		nft := probe.Nftables()
+		if nft == nil {
+			return false, "nf_tables took a table", nil
+		}
+		refused := []string{nft.Error()}
+		for _, rule := range kubeProxyRules {
+			if err := probe.Iptables(rule); err != nil {
+				refused = append(refused, err.Error())
+				if errors.Is(err, probe.ErrNoIptables) {
+					break
+				}
+			}
+		}
+		if len(refused) == 1 {
+			return false, "iptables took the extensions that kube-proxy uses", nil
+		}
+		return true, strings.Join(strings.Fields(strings.Join(refused, "; ")), " "), nil
+	},
+}
+
+var vxlan = Blocker{
+	ID:      "vxlan",
+	Title:   "no VXLAN devices",
+	Symptom: "failed to create vxlan device",
+	Source:  "flannel pkg/backend/vxlan; gVisor pkg/sentry/socket/netlink/route",
+	Remedy:  Setting,
+	Action:  "the pod network is a bridge on this node",
+	Check: func(*Host) (bool, string, error) {
+		return seen(probe.VXLAN(), "a VXLAN device was made")
+	},
+	Fix: func(h *Host) error {
+		if h.Settings.Network.Plugin == "" {
+			return fmt.Errorf("the settings name no pod network")
+		}
+		return nil
+	},
+}

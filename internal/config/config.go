@@ -1,0 +1,212 @@
+// Package config makes the configuration files of a node's programs from a few
+// choices: what the kubelet, containerd and the CNI plugins are told.
+//
+// It decides nothing: package blocker changes the choices where this machine needs
+// it, and what stays is upstream's default.
+package config
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/pelletier/go-toml/v2"
+	"sigs.k8s.io/yaml"
+)
+
+// Settings are the choices.
+type Settings struct {
+	Kubelet    Kubelet    `json:"kubelet"`
+	Containerd Containerd `json:"containerd"`
+	Network    Network    `json:"network"`
+}
+
+// Kubelet are the choices for the kubelet.
+type Kubelet struct {
+	// AllowCgroupV1 lets the kubelet start on cgroup v1, which Kubernetes ≥ 1.35
+	// refuses by default.
+	AllowCgroupV1 bool `json:"allowCgroupV1"`
+	// ForeignDisk says that the disk is shared with others, so that a share of its
+	// size says nothing about this node: see [foreignDiskEviction].
+	ForeignDisk bool   `json:"foreignDisk"`
+	RootDir     string `json:"rootDir"`
+	// StaticPods is a folder of manifests that run without an apiserver.
+	StaticPods string `json:"staticPods,omitempty"`
+	// Standalone opens the kubelet's read-only port, and its API to anybody: for a
+	// node without an apiserver to ask who somebody is.
+	Standalone bool `json:"standalone,omitempty"`
+}
+
+// Containerd are the choices for containerd.
+type Containerd struct {
+	Root  string `json:"root"`
+	State string `json:"state"`
+	// Snapshotter is overlayfs or native.
+	Snapshotter string `json:"snapshotter"`
+	// UnprivilegedPorts lets pods bind ports below 1024 and send pings without a
+	// capability: two sysctls of a pod's network namespace.
+	UnprivilegedPorts bool   `json:"unprivilegedPorts"`
+	PauseImage        string `json:"pauseImage"`
+	// Plugins is the folder of the CNI plugins, and Networks that of their
+	// configuration.
+	Plugins  string `json:"plugins"`
+	Networks string `json:"networks"`
+}
+
+// Network are the choices for the pod network.
+type Network struct {
+	// Plugin is bridge or ptp.
+	Plugin  string `json:"plugin"`
+	PodCIDR string `json:"podCIDR"`
+	// Masquerade lets the plugin rewrite the source of what leaves the node.
+	Masquerade bool `json:"masquerade"`
+}
+
+// Default is what a node on a machine without any blocker gets.
+func Default() Settings {
+	return Settings{
+		Kubelet: Kubelet{RootDir: "/var/lib/kubelet"},
+		Containerd: Containerd{
+			Root: "/var/lib/containerd", State: "/run/containerd",
+			Snapshotter: "overlayfs", UnprivilegedPorts: true,
+			PauseImage: "k3s9p.local/pause:1",
+			Plugins:    "/opt/cni/bin", Networks: "/etc/cni/net.d",
+		},
+		Network: Network{Plugin: "bridge", PodCIDR: "10.42.0.0/24", Masquerade: true},
+	}
+}
+
+// Socket is where containerd listens.
+func (c Containerd) Socket() string { return filepath.Join(c.State, "containerd.sock") }
+
+// foreignDiskEviction are thresholds for a disk that is shared with others: an
+// absolute rest, because 10 % of somebody else's disk are not this node's to free.
+// Image garbage collection, which deletes images until enough of the disk is free,
+// would delete all of them and be no further; at 100 % it is off.
+var foreignDiskEviction = map[string]string{
+	"memory.available":   "100Mi",
+	"nodefs.available":   "500Mi",
+	"nodefs.inodesFree":  "1%",
+	"imagefs.available":  "500Mi",
+	"imagefs.inodesFree": "1%",
+}
+
+// KubeletConfig is the kubelet's configuration (kubelet.config.k8s.io/v1beta1).
+func (s Settings) KubeletConfig() ([]byte, error) {
+	type object = map[string]any
+	c := object{
+		"apiVersion":               "kubelet.config.k8s.io/v1beta1",
+		"kind":                     "KubeletConfiguration",
+		"cgroupDriver":             "cgroupfs",
+		"containerRuntimeEndpoint": "unix://" + s.Containerd.Socket(),
+		"failSwapOn":               false,
+		"resolvConf":               "",
+	}
+	if s.Kubelet.StaticPods != "" {
+		c["staticPodPath"] = s.Kubelet.StaticPods
+	}
+	if s.Kubelet.AllowCgroupV1 {
+		c["failCgroupV1"] = false
+	}
+	if s.Kubelet.ForeignDisk {
+		c["evictionHard"] = foreignDiskEviction
+		c["imageGCHighThresholdPercent"], c["imageGCLowThresholdPercent"] = 100, 99
+	}
+	if s.Kubelet.Standalone {
+		c["readOnlyPort"] = 10255
+		c["authentication"] = object{"anonymous": object{"enabled": true}, "webhook": object{"enabled": false}}
+		c["authorization"] = object{"mode": "AlwaysAllow"}
+		c["fileCheckFrequency"] = "1s"
+	}
+	return yaml.Marshal(c)
+}
+
+// ContainerdConfig is containerd's configuration (version 4).
+func (s Settings) ContainerdConfig() ([]byte, error) {
+	type table = map[string]any
+	c := s.Containerd
+	return toml.Marshal(table{
+		"version": 4,
+		"root":    c.Root,
+		"state":   c.State,
+		"grpc":    table{"address": c.Socket()},
+		"plugins": table{
+			"io.containerd.cri.v1.images": table{
+				"snapshotter":   c.Snapshotter,
+				"pinned_images": table{"sandbox": c.PauseImage},
+			},
+			"io.containerd.cri.v1.runtime": table{
+				"enable_unprivileged_ports": c.UnprivilegedPorts,
+				"enable_unprivileged_icmp":  c.UnprivilegedPorts,
+				"cni":                       table{"bin_dirs": []string{c.Plugins}, "conf_dir": c.Networks},
+			},
+		},
+	})
+}
+
+// Conflist is the configuration of the pod network (CNI specification 1.0.0).
+func (s Settings) Conflist() ([]byte, error) {
+	type object = map[string]any
+	plugin := object{
+		"type":   s.Network.Plugin,
+		"ipMasq": s.Network.Masquerade,
+		"ipam": object{
+			"type":   "host-local",
+			"ranges": [][]object{{{"subnet": s.Network.PodCIDR}}},
+			"routes": []object{{"dst": "0.0.0.0/0"}},
+		},
+	}
+	switch s.Network.Plugin {
+	case "bridge":
+		plugin["bridge"], plugin["isGateway"] = "cni0", true
+	case "ptp":
+	default:
+		return nil, fmt.Errorf("the pod network is bridge or ptp, not %q", s.Network.Plugin)
+	}
+	return json.MarshalIndent(object{"cniVersion": "1.0.0", "name": "k3s9p", "plugins": []object{plugin}}, "", "  ")
+}
+
+// Files are the configuration files of a node, by their place.
+type Files struct {
+	Kubelet, Containerd, Network string
+}
+
+// Write puts the files of a node into a folder, and the configuration of the pod
+// network where containerd looks for it.
+func (s Settings) Write(dir string) (Files, error) {
+	files := Files{
+		Kubelet:    filepath.Join(dir, "kubelet.yaml"),
+		Containerd: filepath.Join(dir, "containerd.toml"),
+		Network:    filepath.Join(s.Containerd.Networks, "10-k3s9p.conflist"),
+	}
+	var failures error
+	for name, content := range map[string]func() ([]byte, error){files.Kubelet: s.KubeletConfig, files.Containerd: s.ContainerdConfig, files.Network: s.Conflist} {
+		data, err := content()
+		if err == nil {
+			err = writeFile(name, data)
+		}
+		failures = errors.Join(failures, err)
+	}
+	return files, failures
+}
+
+// writeFile replaces a file: containerd does not see one that is rewritten in place.
+func writeFile(name string, data []byte) error {
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		return err
+	}
+	aside, err := os.CreateTemp(filepath.Dir(name), ".tmp-")
+	if err != nil {
+		return err
+	}
+	_, err = aside.Write(data)
+	if err = errors.Join(err, aside.Close()); err == nil {
+		err = os.Rename(aside.Name(), name)
+	}
+	if err != nil {
+		os.Remove(aside.Name())
+	}
+	return err
+}

@@ -1,0 +1,177 @@
+package probe
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// MountOf returns the mount that a path is on: of several at one place the last,
+// which hides the others.
+func MountOf(path string) (*mountinfo.Info, error) {
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.ParentsFilter(path))
+	if err != nil {
+		return nil, err
+	}
+	var found *mountinfo.Info
+	for _, mount := range mounts {
+		if found == nil || len(mount.Mountpoint) >= len(found.Mountpoint) {
+			found = mount
+		}
+	}
+	if found == nil {
+		return nil, fmt.Errorf("the mount table has no mount for %s", path)
+	}
+	return found, nil
+}
+
+// Propagation is how a mount passes on what is mounted below it (kernel
+// documentation, filesystems/sharedsubtree).
+type Propagation string
+
+const (
+	Private    Propagation = "private"
+	Slave      Propagation = "slave"
+	Unbindable Propagation = "unbindable"
+)
+
+// Unsharing is a mount that does not pass on what is mounted below it.
+type Unsharing struct {
+	Mountpoint  string      `json:"mountpoint"`
+	Propagation Propagation `json:"propagation"`
+}
+
+// Unshared returns the mounts whose optional fields in /proc/self/mountinfo have
+// no "shared:".
+func Unshared() ([]Unsharing, error) {
+	mounts, err := mountinfo.GetMounts(nil)
+	if err != nil {
+		return nil, err
+	}
+	var unshared []Unsharing
+	for _, mount := range mounts {
+		switch {
+		case strings.Contains(mount.Optional, "shared:"):
+		case strings.Contains(mount.Optional, "master:"):
+			unshared = append(unshared, Unsharing{mount.Mountpoint, Slave})
+		case strings.Contains(mount.Optional, "unbindable"):
+			unshared = append(unshared, Unsharing{mount.Mountpoint, Unbindable})
+		default:
+			unshared = append(unshared, Unsharing{mount.Mountpoint, Private})
+		}
+	}
+	return unshared, nil
+}
+
+// Disk is what statfs(2) says of the filesystem of a path.
+type Disk struct {
+	Bytes, BytesAvailable uint64 // of those that are not root
+	Inodes, InodesFree    uint64 // 0 and 0 where there is no inode table
+}
+
+// DiskOf asks statfs(2).
+func DiskOf(path string) (Disk, error) {
+	var s unix.Statfs_t
+	if err := unix.Statfs(path, &s); err != nil {
+		return Disk{}, &os.PathError{Op: "statfs", Path: path, Err: err}
+	}
+	unit := uint64(s.Frsize)
+	return Disk{Bytes: unit * s.Blocks, BytesAvailable: unit * s.Bavail, Inodes: s.Files, InodesFree: s.Ffree}, nil
+}
+
+// layers makes the folders of an overlay in a new folder below dir, with a file
+// and a folder in the lower one.
+func layers(dir string) (root, options string, err error) {
+	if root, err = os.MkdirTemp(dir, ".probe-"); err != nil {
+		return "", "", err
+	}
+	for _, name := range []string{"lower/folder", "upper", "work", "merged"} {
+		err = errors.Join(err, os.MkdirAll(filepath.Join(root, name), 0o755))
+	}
+	err = errors.Join(err, os.WriteFile(filepath.Join(root, "lower", "file"), []byte("lower"), 0o644))
+	return root, fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", root), err
+}
+
+// Overlay does with the kernel's overlayfs what a snapshotter and an image ask
+// of it below dir: mount, delete a file of the lower layer (a whiteout: a device
+// 0/0 in the upper one), rewrite a folder.
+func Overlay(dir string) error {
+	return isolated(unix.CLONE_NEWNS, func() error {
+		root, options, err := layers(dir)
+		defer os.RemoveAll(root)
+		if err != nil {
+			return err
+		}
+		merged := filepath.Join(root, "merged")
+		if err := unix.Mount("overlay", merged, "overlay", 0, options); err != nil {
+			return fmt.Errorf("mount an overlay: %w", err)
+		}
+		defer unix.Unmount(merged, unix.MNT_DETACH)
+		return useOverlay(merged)
+	})
+}
+
+func useOverlay(merged string) error {
+	if err := os.Remove(filepath.Join(merged, "file")); err != nil {
+		return fmt.Errorf("delete a file of the lower layer: %w", err)
+	}
+	if _, err := os.Stat(filepath.Join(merged, "file")); !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("a deleted file of the lower layer is still there: %v", err)
+	}
+	folder := filepath.Join(merged, "folder")
+	if err := errors.Join(os.Remove(folder), os.Mkdir(folder, 0o755)); err != nil {
+		return fmt.Errorf("replace a folder of the lower layer: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(folder, "new"), nil, 0o644); err != nil {
+		return fmt.Errorf("write to an overlay: %w", err)
+	}
+	return nil
+}
+
+// FuseOverlay mounts with fuse-overlayfs below dir and looks in the mount table:
+// the program also ends with success where the kernel has refused it.
+func FuseOverlay(dir string) error {
+	return isolated(unix.CLONE_NEWNS, func() error {
+		root, options, err := layers(dir)
+		defer os.RemoveAll(root)
+		if err != nil {
+			return err
+		}
+		merged := filepath.Join(root, "merged")
+		output, err := exec.Command("fuse-overlayfs", "-o", options, merged).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("fuse-overlayfs: %w: %s", err, strings.TrimSpace(string(output)))
+		}
+		mount, err := MountOf(merged)
+		if err != nil {
+			return err
+		}
+		if mount.Mountpoint != merged {
+			return fmt.Errorf("fuse-overlayfs ended with success, and nothing is mounted: %s", reason(options, merged))
+		}
+		defer unix.Unmount(merged, unix.MNT_DETACH)
+		return useOverlay(merged)
+	})
+}
+
+// reason runs fuse-overlayfs in the foreground, where it says why it ends.
+func reason(options, merged string) string {
+	output, _ := exec.Command("timeout", "5", "fuse-overlayfs", "-f", "-o", options, merged).CombinedOutput()
+	var lines []string
+	for line := range strings.Lines(string(output)) {
+		if strings.Contains(line, "fuse:") {
+			lines = append(lines, strings.TrimSpace(line))
+		}
+	}
+	return strings.Join(lines, "; ")
+}

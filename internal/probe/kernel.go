@@ -1,0 +1,57 @@
+package probe
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Open opens a file or device for reading.
+func Open(path string) error {
+	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	return file.Close()
+}
+
+// CgroupV1 reports whether the controllers are mounted as cgroup v1: then
+// /sys/fs/cgroup is not of type cgroup2 (man 7 cgroups).
+func CgroupV1() (bool, error) {
+	var s unix.Statfs_t
+	if err := unix.Statfs(cgroupRoot, &s); err != nil {
+		return false, &os.PathError{Op: "statfs", Path: cgroupRoot, Err: err}
+	}
+	return s.Type != unix.CGROUP2_SUPER_MAGIC, nil
+}
+
+const cgroupRoot = "/sys/fs/cgroup"
+
+// CgroupFile returns the path of a file of a cgroup v1 controller's root.
+func CgroupFile(controller, name string) string { return filepath.Join(cgroupRoot, controller, name) }
+
+// Sysctl reads a kernel parameter and, if it has not the wanted value, writes back
+// the one that it has: what the kernel refuses then, it would refuse a node too.
+func Sysctl(name, wanted string) error {
+	path := filepath.Join("/proc/sys", strings.ReplaceAll(name, ".", "/"))
+	value, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if strings.TrimSpace(string(value)) == wanted {
+		return nil
+	}
+	return os.WriteFile(path, value, 0o644)
+}
+
+// Seccomp asks the kernel for its seccomp mode, which fails on a kernel without
+// (prctl(2), PR_GET_SECCOMP).
+func Seccomp() error {
+	if _, err := unix.PrctlRetInt(unix.PR_GET_SECCOMP, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("prctl PR_GET_SECCOMP: %w", err)
+	}
+	return nil
+}

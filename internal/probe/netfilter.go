@@ -1,0 +1,57 @@
+package probe
+
+import (
+	"errors"
+	"fmt"
+	"os/exec"
+	"strings"
+
+	"github.com/google/nftables"
+)
+
+// ErrNoIptables says that there is no program to make rules with.
+var ErrNoIptables = errors.New("neither iptables-legacy nor iptables is installed")
+
+// Iptables adds a rule, in the words of iptables(8), in a network namespace of its
+// own.
+func Iptables(rule string) error {
+	program, err := iptables()
+	if err != nil {
+		return err
+	}
+	return inNetwork(func() error {
+		output, err := exec.Command(program, strings.Fields(rule)...).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%s %s: %w: %s", program, rule, err, oneLine(output))
+		}
+		return nil
+	})
+}
+
+// iptables prefers the legacy program: gVisor has no nf_tables, which the other
+// one is made for.
+func iptables() (string, error) {
+	for _, name := range []string{"iptables-legacy", "iptables"} {
+		if _, err := exec.LookPath(name); err == nil {
+			return name, nil
+		}
+	}
+	return "", ErrNoIptables
+}
+
+// Nftables adds a table, in a network namespace of its own.
+func Nftables() error {
+	return inNetwork(func() error {
+		conn, err := nftables.New()
+		if err != nil {
+			return fmt.Errorf("talk to nf_tables: %w", err)
+		}
+		conn.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "k3s9p"})
+		if err := conn.Flush(); err != nil {
+			return fmt.Errorf("add a table to nf_tables: %w", err)
+		}
+		return nil
+	})
+}
+
+func oneLine(output []byte) string { return strings.Join(strings.Fields(string(output)), " ") }

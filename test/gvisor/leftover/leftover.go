@@ -1,0 +1,145 @@
+// Package leftover removes what test runs left that ended without a word: killed,
+// or by a panic outside of a test.
+//
+// A run has a folder, named after its process, with a lock that it holds while it
+// lives, and in it a folder for each sandbox. All that a sandbox has on the machine
+// is below that folder or names it: its root, its mounts (network namespaces among
+// them), its processes.
+package leftover
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/gofrs/flock"
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+const lockName = "lock"
+
+// Claim makes the folder of a run below base, locked as long as this process lives.
+func Claim(base string) (string, error) {
+	dir := filepath.Join(base, strconv.Itoa(os.Getpid()))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	ok, err := flock.New(filepath.Join(dir, lockName)).TryLock()
+	if err != nil || !ok {
+		return "", errors.Join(fmt.Errorf("lock %s", dir), err)
+	}
+	return dir, nil
+}
+
+// Clean removes what ended runs left below base, and says what it finds.
+func Clean(base string, say func(format string, args ...any)) error {
+	runs, err := filepath.Glob(filepath.Join(base, "*"))
+	if err != nil {
+		return err
+	}
+	var failures error
+	for _, run := range runs {
+		lock := flock.New(filepath.Join(run, lockName))
+		alone, err := lock.TryLock()
+		if err != nil {
+			failures = errors.Join(failures, err)
+			continue
+		}
+		if !alone {
+			continue // it runs
+		}
+		if sandboxes, err := Sandboxes(run); err != nil {
+			failures = errors.Join(failures, err)
+		} else if len(sandboxes) > 0 {
+			say("an earlier run was ended before it could clean up: removing %d sandboxes in %s", len(sandboxes), run)
+		}
+		failures = errors.Join(failures, Remove(run), lock.Unlock())
+	}
+	return failures
+}
+
+// Sandboxes are the folders of a run's sandboxes.
+func Sandboxes(run string) ([]string, error) {
+	entries, err := os.ReadDir(run)
+	var found []string
+	for _, entry := range entries {
+		if entry.IsDir() {
+			found = append(found, filepath.Join(run, entry.Name()))
+		}
+	}
+	return found, err
+}
+
+// Remove ends the processes that name a folder, unmounts what is mounted below it
+// and removes it.
+func Remove(dir string) error {
+	if err := kill(dir); err != nil {
+		return err
+	}
+	mounts, err := Mounts(dir)
+	if err != nil {
+		return err
+	}
+	var failures error
+	for _, mount := range slices.Backward(mounts) {
+		if err := unix.Unmount(mount, unix.MNT_DETACH); err != nil {
+			failures = errors.Join(failures, fmt.Errorf("unmount %s: %w", mount, err))
+		}
+	}
+	if failures != nil {
+		return failures
+	}
+	return os.RemoveAll(dir)
+}
+
+// Mounts are the mount points at and below a folder.
+func Mounts(dir string) ([]string, error) {
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	var points []string
+	for _, mount := range mounts {
+		points = append(points, mount.Mountpoint)
+	}
+	return points, err
+}
+
+// Processes are those, by id, whose command line names a folder, or something in it.
+func Processes(dir string) map[int]string {
+	found := make(map[int]string)
+	names, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, name := range names {
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		line, err := os.ReadFile(name)
+		if err == nil && bytes.Contains(line, []byte(dir+"/")) {
+			found[pid] = strings.TrimSpace(string(bytes.ReplaceAll(line, []byte{0}, []byte{' '})))
+		}
+	}
+	return found
+}
+
+// kill ends the processes that name a folder, and waits for their end.
+func kill(dir string) error {
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		left := Processes(dir)
+		if len(left) == 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("processes of %s do not end: %v", dir, left)
+		}
+		for pid := range left {
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("end process %d (%s): %w", pid, left[pid], err)
+			}
+		}
+	}
+}

@@ -1,0 +1,90 @@
+package gvisor
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// inside is the test's own program in the sandbox.
+const inside = "/usr/local/bin/inside"
+
+// makeRoot unpacks the root of a sandbox: a copy of its own, so that the archive
+// stays as it is. The files are on the machine's own filesystem and not in an
+// overlay there: gVisor's overlayfs makes whiteouts as devices 0/0, which Linux
+// refuses in an overlay.
+func (s *Sandbox) makeRoot(options Options) error {
+	if options.DiskGiB > 0 {
+		if err := s.mountDisk(options.DiskGiB); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(s.rootfs, 0o755); err != nil {
+		return err
+	}
+	if output, err := exec.Command("tar", "-xf", Program("root.tar"), "-C", s.rootfs).CombinedOutput(); err != nil {
+		return fmt.Errorf("unpack the root: %w: %s", err, output)
+	}
+	for _, name := range []string{"dev", "proc", "sys", "tmp", "run", "root", "var/lib", "var/log/pods"} {
+		if err := os.MkdirAll(filepath.Join(s.rootfs, name), 0o755); err != nil {
+			return err
+		}
+	}
+	// What the maintainer scripts of base-passwd and netbase would have made.
+	files := map[string]string{
+		"/etc/passwd": "=root:x:0:0:root:/root:/bin/sh\n",
+		"/etc/group":  "=root:x:0:\n",
+		"/etc/hosts":  "=127.0.0.1 localhost\n" + Address + " sandbox\n",
+		inside:        Program("inside"),
+	}
+	maps.Copy(files, options.Files)
+	for path, from := range files {
+		if err := s.put(path, from); err != nil {
+			return fmt.Errorf("put %s into the root: %w", path, err)
+		}
+	}
+	if options.DiskGiB > 0 {
+		return s.fillDisk(int64(options.AvailableMiB) << 20)
+	}
+	return nil
+}
+
+// mountDisk makes a filesystem in a sparse file and mounts it where the root will be.
+func (s *Sandbox) mountDisk(gib int) error {
+	image, point := filepath.Join(s.dir, "disk.img"), filepath.Dir(s.rootfs)
+	if err := os.MkdirAll(point, 0o755); err != nil {
+		return err
+	}
+	for _, args := range [][]string{
+		{"truncate", "--size", fmt.Sprintf("%dG", gib), image},
+		{"mkfs.ext4", "-q", "-m", "0", image},
+		{"mount", "-o", "loop", image, point},
+	} {
+		if output, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			return fmt.Errorf("make a disk: %v: %w: %s", args, err, output)
+		}
+	}
+	return nil
+}
+
+// fillDisk reserves blocks until so many bytes are left; the sparse file below
+// stays small.
+func (s *Sandbox) fillDisk(available int64) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.rootfs, &st); err != nil {
+		return err
+	}
+	filler, err := os.Create(filepath.Join(filepath.Dir(s.rootfs), "filler"))
+	if err != nil {
+		return err
+	}
+	defer filler.Close()
+	if err := unix.Fallocate(int(filler.Fd()), 0, 0, int64(st.Bavail)*st.Frsize-available); err != nil {
+		return fmt.Errorf("fill the disk: %w", err)
+	}
+	return nil
+}

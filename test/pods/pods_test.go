@@ -1,0 +1,157 @@
+package pods
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"k3s9p/test/gvisor"
+	"k3s9p/test/node"
+)
+
+// One node for all: each part says what it protects.
+func TestPods(t *testing.T) {
+	n := node.Start(t, node.Options{})
+	before := traces(n)
+	n.Run("a", node.Web())
+	n.Run("b", node.Web())
+	n.Run("host", hostNetwork())
+	a, b := n.AwaitRunning("a"), n.AwaitRunning("b")
+	n.AwaitRunning("host")
+
+	t.Run("node to pod", func(t *testing.T) {
+		answers(t, n, a, "/", "a-"+node.Name)
+	})
+	t.Run("pod to pod", func(t *testing.T) {
+		answers(t, n, a, "/get?url="+url.QueryEscape("http://"+b.Status.PodIP+":8080/"), "b-"+node.Name)
+	})
+	t.Run("outside to a pod on the host network", func(t *testing.T) {
+		err := n.Outside(func() error {
+			response, err := dialHere(gvisor.Address + ":8081")
+			if err == nil && response != node.Name {
+				err = fmt.Errorf("it answers %q", response)
+			}
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("logs", func(t *testing.T) {
+		log := n.Ask("/containerLogs/default/a-" + node.Name + "/web")
+		if !strings.Contains(log, "serving on :8080") {
+			t.Errorf("the log of the pod is %q", log)
+		}
+	})
+	t.Run("exec", func(t *testing.T) {
+		output := n.Must("inside", "http", "POST", node.Serving+"/run/default/a-"+node.Name+"/web?cmd=/web+say+hello")
+		if strings.TrimSpace(output) != "hello" {
+			t.Errorf("the program in the pod printed %q", output)
+		}
+	})
+	t.Run("a failing liveness probe restarts", func(t *testing.T) {
+		spec := node.Web()
+		spec.Containers[0].LivenessProbe = &corev1.Probe{
+			ProbeHandler:     corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/healthz", Port: intstr.FromInt32(8080)}},
+			PeriodSeconds:    1,
+			FailureThreshold: 1,
+		}
+		n.Run("probed", spec)
+		pod := n.AwaitRunning("probed")
+		if count := pod.Status.ContainerStatuses[0].RestartCount; count != 0 {
+			t.Fatalf("it was restarted %d times before the probe failed", count)
+		}
+		answers(t, n, pod, "/break", "")
+		n.Await("a restart", 30*time.Second, func() bool {
+			pod := n.Pod("probed")
+			return pod != nil && len(pod.Status.ContainerStatuses) == 1 && pod.Status.ContainerStatuses[0].RestartCount == 1
+		})
+		n.AwaitRunning("probed")
+	})
+	t.Run("deleted pods leave nothing", func(t *testing.T) {
+		if during := traces(n); cmp.Equal(before, during) {
+			t.Fatal("four pods left no trace while they ran: the check is blind")
+		}
+		for _, name := range []string{"a", "b", "host", "probed"} {
+			n.Delete(name)
+		}
+		var after map[string]string
+		for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(500 * time.Millisecond) {
+			if after = traces(n); cmp.Equal(before, after) {
+				return
+			}
+		}
+		t.Errorf("before the pods, and after (-before +after):\n%s", cmp.Diff(before, after))
+	})
+}
+
+// traces are the places in which a pod can leave something.
+func traces(n *node.Node) map[string]string {
+	found := make(map[string]string)
+	for what, script := range map[string]string{
+		"veth devices":       "ip -o link | grep -c veth || true",
+		"addresses":          "ls /var/lib/cni/networks/k3s9p 2>/dev/null | grep -c '^[0-9]*\\.' || true",
+		"network namespaces": "ls /run/netns 2>/dev/null || true",
+		"pod cgroups":        "ls -d /sys/fs/cgroup/memory/kubepods/*/pod* /sys/fs/cgroup/memory/kubepods/pod* 2>/dev/null || true",
+		"pod folders":        "ls /var/lib/kubelet/pods 2>/dev/null || true",
+		"shims":              "ls /run/containerd/io.containerd.runtime.v2.task/k8s.io 2>/dev/null || true",
+	} {
+		found[what] = strings.TrimSpace(n.Must("sh", "-c", script))
+	}
+	return found
+}
+
+func answers(t *testing.T, n *node.Node, pod *corev1.Pod, path, want string) {
+	t.Helper()
+	var answer string
+	var err error
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
+		if answer, err = n.HTTP(pod, path); err == nil {
+			break
+		}
+	}
+	if err != nil || answer != want {
+		t.Errorf("%s of pod %s answers %q, %v; want %q", path, pod.Name, answer, err, want)
+	}
+}
+
+func hostNetwork() corev1.PodSpec {
+	spec := node.Web()
+	spec.HostNetwork = true
+	spec.Containers[0].Args = []string{"serve", ":8081"}
+	return spec
+}
+
+// dialHere asks a URL's root from this thread, and so from its network namespace.
+func dialHere(address string) (string, error) {
+	conn, err := net.DialTimeout("tcp", address, 5*time.Second)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	request, err := http.NewRequest(http.MethodGet, "http://"+address+"/", nil)
+	if err != nil {
+		return "", err
+	}
+	if err := errors.Join(conn.SetDeadline(time.Now().Add(5*time.Second)), request.Write(conn)); err != nil {
+		return "", err
+	}
+	response, err := http.ReadResponse(bufio.NewReader(conn), request)
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	return string(body), err
+}

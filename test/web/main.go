@@ -1,0 +1,102 @@
+// Command web is what the pods of the scenarios run: a web server that does what a
+// test tells it.
+//
+//	web serve ADDRESS     (default :8080)
+//	web say TEXT          prints it: something to exec
+//
+// It answers to
+//
+//	/           its host name
+//	/get?url=U  what U answers: a request from inside of the pod
+//	/break      from now on /healthz fails
+//	/healthz    ok
+//	/hold?mib=N holds N MiB of memory from now on
+//	/burn?s=N   keeps one processor busy for N seconds, then answers
+package main
+
+import (
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"os"
+	"strconv"
+	"sync/atomic"
+	"time"
+)
+
+func main() {
+	log.SetFlags(0)
+	switch args := os.Args[1:]; {
+	case len(args) == 2 && args[0] == "say":
+		fmt.Println(args[1])
+	case len(args) == 2 && args[0] == "serve":
+		serve(args[1])
+	case len(args) == 0:
+		serve(":8080")
+	default:
+		log.Fatal("usage: web [serve ADDRESS | say TEXT]")
+	}
+}
+
+var (
+	broken atomic.Bool
+	held   [][]byte
+)
+
+func serve(address string) {
+	host, err := os.Hostname()
+	if err != nil {
+		log.Fatal(err)
+	}
+	http.HandleFunc("/{$}", func(w http.ResponseWriter, r *http.Request) {
+		log.Printf("answered %s", r.UserAgent())
+		fmt.Fprint(w, host)
+	})
+	http.HandleFunc("/get", get)
+	http.HandleFunc("/break", func(w http.ResponseWriter, _ *http.Request) { broken.Store(true) })
+	http.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
+		if broken.Load() {
+			http.Error(w, "broken", http.StatusInternalServerError)
+		}
+	})
+	http.HandleFunc("/hold", number("mib", func(mib int) {
+		block := make([]byte, mib<<20)
+		for i := 0; i < len(block); i += 4096 {
+			block[i] = 1
+		}
+		held = append(held, block)
+	}))
+	http.HandleFunc("/burn", number("s", func(seconds int) {
+		for end := time.Now().Add(time.Duration(seconds) * time.Second); time.Now().Before(end); {
+		}
+	}))
+	log.Printf("serving on %s", address)
+	log.Fatal(http.ListenAndServe(address, nil))
+}
+
+func get(w http.ResponseWriter, r *http.Request) {
+	client := http.Client{Timeout: 5 * time.Second}
+	response, err := client.Get(r.FormValue("url"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadGateway)
+		return
+	}
+	defer response.Body.Close()
+	w.WriteHeader(response.StatusCode)
+	if _, err := io.Copy(w, response.Body); err != nil {
+		log.Print(err)
+	}
+}
+
+// number hands a form value to f.
+func number(name string, f func(int)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		n, err := strconv.Atoi(r.FormValue(name))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		f(n)
+	}
+}
