@@ -1,11 +1,14 @@
 package experiment
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -58,6 +61,17 @@ func writeReport() error {
 	if dir == "" || len(report) == 0 {
 		return nil
 	}
+	slices.SortStableFunc(report, func(a, b *step) int {
+		kinds := []string{iteration, workaround, cause, extra}
+		order := cmp.Compare(slices.Index(kinds, a.Kind), slices.Index(kinds, b.Kind))
+		if order == 0 && a.Kind == iteration {
+			order = cmp.Compare(a.ID, b.ID) // iteration-1 to iteration-7
+		}
+		return order
+	})
+	for _, s := range report {
+		s.Seen = nextField.ReplaceAllString(strings.TrimSuffix(s.Seen, `"`), "")
+	}
 	data, err := json.MarshalIndent(report, "", "  ")
 	if err != nil {
 		return err
@@ -74,6 +88,9 @@ func writeReport() error {
 		os.WriteFile(filepath.Join(dir, "experiment.json"), append(data, '\n'), 0o644),
 		os.WriteFile(filepath.Join(dir, "experiment.md"), []byte(table.String()), 0o644))
 }
+
+// nextField begins the next field of a structured log.
+var nextField = regexp.MustCompile(`" \w+=.*$`)
 
 // cell shows the words of a program.
 func cell(text string) string {
