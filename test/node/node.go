@@ -162,7 +162,7 @@ func (n *Node) StartContainerd() {
 		return strings.Contains(n.Containerd.Output(), "containerd successfully booted")
 	})
 	for _, image := range []string{"/images/pause.tar", "/images/web.tar"} {
-		n.Must("ctr", "--namespace=k8s.io", "images", "import", "--snapshotter="+n.snapshotter(), image)
+		n.Must("ctr", "--namespace=k8s.io", "images", "import", "--local", "--snapshotter="+n.snapshotter(), image)
 	}
 }
 
@@ -288,7 +288,7 @@ func running(pod *corev1.Pod) bool {
 			return false
 		}
 	}
-	return len(statuses) == len(pod.Spec.Containers) && pod.Status.PodIP != ""
+	return len(statuses) == len(pod.Spec.Containers) && (pod.Spec.HostNetwork || pod.Status.PodIP != "")
 }
 
 func state(pod *corev1.Pod) string {

@@ -49,7 +49,7 @@ func TestPods(t *testing.T) {
 		}
 	})
 	t.Run("logs", func(t *testing.T) {
-		log := n.Ask("/containerLogs/default/a-" + node.Name + "/web")
+		log := n.Must("inside", "http", "GET", node.Serving+"/containerLogs/default/a-"+node.Name+"/web")
 		if !strings.Contains(log, "serving on :8080") {
 			t.Errorf("the log of the pod is %q", log)
 		}
