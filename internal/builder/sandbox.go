@@ -90,7 +90,12 @@ func (b *Builder) TestSandbox(ctx context.Context, only string) (err error) {
 		return err
 	}
 	// Whatever a scenario leaves that was killed, or had a panic in a goroutine.
-	defer func() { err = errors.Join(err, leftover.Clean(b.sandboxes(), b.UI.Say)) }()
+	defer func() {
+		if ctx.Err() != nil {
+			leftover.Wait(b.sandboxes(), 4*time.Second) // mage ends the process after 5 s
+		}
+		err = errors.Join(err, leftover.Clean(b.sandboxes(), b.UI.Say))
+	}()
 	var failed []string
 	start := time.Now()
 	for _, scenario := range scenarios {

@@ -65,6 +65,16 @@ func Clean(base string, say func(format string, args ...any)) error {
 	return failures
 }
 
+// Wait waits until no run is left below base: a run that was told to end outlives
+// the go command that started it.
+func Wait(base string, within time.Duration) {
+	for deadline := time.Now().Add(within); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		if runs, err := os.ReadDir(base); err != nil || len(runs) == 0 {
+			return
+		}
+	}
+}
+
 // Sandboxes are the folders of a run's sandboxes.
 func Sandboxes(run string) ([]string, error) {
 	entries, err := os.ReadDir(run)
