@@ -15,5 +15,5 @@ func TestOverlayRoot(t *testing.T) {
 	if answer, err := n.HTTP(pod, "/"); err != nil || answer != "web-"+node.Name {
 		t.Errorf("the pod answers %q, %v", answer, err)
 	}
-	t.Attr("result", n.Check()["overlayfs"].Evidence)
+	t.Attr("result", "snapshotter chosen by probe: "+n.Check()["overlayfs"].Evidence)
 }
