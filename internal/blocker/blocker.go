@@ -9,11 +9,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
+
 	"k3s9p/internal/config"
+	"k3s9p/internal/journal"
+	"k3s9p/internal/probe"
 )
 
 // Blocker is one reason for which a node does not run.
@@ -27,14 +32,28 @@ type Blocker struct {
 	Remedy Remedy
 	// Action says what the remedy does.
 	Action string
-	// Check probes the machine. The evidence is what it saw.
-	Check func(h *Host) (found bool, evidence string, err error)
+	// Check probes the machine. The evidence is what it saw, or why it could not
+	// tell.
+	Check func(ctx context.Context, h *Host) (answer Answer, evidence string)
+	// FixUnclear says that the fix is made as well where the probe could not tell,
+	// because it is right everywhere, if not the best.
+	FixUnclear bool
 	// Fix changes the machine, or the choices for the node (h.Settings). It may be
 	// called again. It is nil where the programs themselves are changed.
 	Fix func(h *Host) error
 	// Undo takes back exactly what Fix recorded that it did to the machine.
 	Undo func(h *Host) error
 }
+
+// Answer is what a check found out.
+type Answer string
+
+const (
+	Found   Answer = "found"          // the blocker bites here
+	Fine    Answer = "fine"           // it does not
+	Fixed   Answer = "fixed"          // it did, until this node's fix, which can be undone
+	Unclear Answer = "could not tell" // the probe could not be made
+)
 
 // Remedy is the kind of a fix.
 type Remedy string
@@ -61,20 +80,25 @@ func (s Symptom) In(log string) string {
 
 // Host is the machine that a node is to run on, and the choices for that node.
 type Host struct {
-	// Data is the folder of the node's data. What fixes did is recorded in it, in
+	// Data is the directory of the node's data. What fixes did is recorded in it, in
 	// fixes/.
 	Data string
-	// Programs and Plugins are the folders of the node's programs and of its CNI
-	// plugins.
+	// Programs and Plugins are the directories of the node's programs and of its
+	// CNI plugins.
 	Programs, Plugins string
-	Settings          *config.Settings
+	// OwnMounts says that this process is in a mount namespace of the node's own:
+	// what is mounted there is not recorded, because it ends with the node.
+	OwnMounts bool
+	Settings  *config.Settings
 }
+
+func (h *Host) journal() journal.Journal { return journal.Journal{Dir: filepath.Join(h.Data, "fixes")} }
 
 // Finding is what the check of a blocker gave.
 type Finding struct {
 	ID       string `json:"id"`
 	Title    string `json:"title"`
-	Found    bool   `json:"found"`
+	Answer   Answer `json:"answer"`
 	Evidence string `json:"evidence"`
 	Remedy   Remedy `json:"remedy"`
 	Action   string `json:"action"`
@@ -83,9 +107,9 @@ type Finding struct {
 // All returns the blockers in the order in which they bite.
 func All() []Blocker {
 	return []Blocker{
-		cgroupV1, kmsg, mountPropagation, diskThresholds, cniPlugins, overlayfs,
+		cgroupMounts, cgroupV1, kmsg, mountPropagation, diskThresholds, cniPlugins, overlayfs,
 		cgroupFiles, rootFilesystem, tunables,
-		seccomp, unprivilegedPorts, bridgePort, preferredSource, masquerade, services, vxlan,
+		seccomp, tmpfsOptions, unprivilegedPorts, linkKind, bridgePort, preferredSource, masquerade, services, vxlan,
 	}
 }
 
@@ -99,31 +123,30 @@ func Find(id string) (Blocker, error) {
 	return all[i], nil
 }
 
-// Check probes all blockers. An error is one of the probes themselves; the
-// findings of the others are returned with it.
+// Check probes all blockers, several at a time, and changes nothing.
 func Check(ctx context.Context, h *Host) ([]Finding, error) {
-	var findings []Finding
-	var failures error
-	for _, b := range All() {
-		if err := ctx.Err(); err != nil {
-			return findings, errors.Join(failures, err)
-		}
-		finding, err := b.check(h)
-		if err != nil {
-			failures = errors.Join(failures, err)
-			continue
-		}
-		findings = append(findings, finding)
+	all := All()
+	findings := make([]Finding, len(all))
+	var group errgroup.Group
+	group.SetLimit(4)
+	for i, b := range all {
+		group.Go(func() error {
+			findings[i] = b.check(ctx, h)
+			return nil
+		})
 	}
-	return findings, failures
+	_ = group.Wait()
+	return findings, ctx.Err()
 }
 
-func (b Blocker) check(h *Host) (Finding, error) {
-	found, evidence, err := b.Check(h)
-	if err != nil {
-		return Finding{}, fmt.Errorf("check %s: %w", b.ID, err)
+func (b Blocker) check(ctx context.Context, h *Host) Finding {
+	answer, evidence := b.Check(ctx, h)
+	if answer == Fine && b.Undo != nil {
+		if h.journal().Has(b.ID) {
+			answer = Fixed
+		}
 	}
-	return Finding{ID: b.ID, Title: b.Title, Found: found, Evidence: evidence, Remedy: b.Remedy, Action: b.Action}, nil
+	return Finding{ID: b.ID, Title: b.Title, Answer: answer, Evidence: evidence, Remedy: b.Remedy, Action: b.Action}
 }
 
 // Fix checks all blockers and fixes those that are found, except the named ones.
@@ -134,17 +157,14 @@ func Fix(ctx context.Context, h *Host, except ...string) ([]Finding, error) {
 			return nil, err
 		}
 	}
-	var findings []Finding
-	for _, b := range All() {
-		if err := ctx.Err(); err != nil {
-			return findings, err
-		}
-		finding, err := b.check(h)
-		if err != nil {
-			return findings, err
-		}
-		findings = append(findings, finding)
-		if !finding.Found || b.Fix == nil || slices.Contains(except, b.ID) {
+	findings, err := Check(ctx, h)
+	if err != nil {
+		return findings, err
+	}
+	for i, b := range All() {
+		finding := findings[i]
+		wanted := finding.Answer == Found || finding.Answer == Unclear && b.FixUnclear
+		if !wanted || b.Fix == nil || slices.Contains(except, b.ID) {
 			continue
 		}
 		if err := b.Fix(h); err != nil {
@@ -169,10 +189,17 @@ func Undo(h *Host) error {
 	return failures
 }
 
-// seen turns the error of a probe into a finding.
-func seen(err error, fine string) (bool, string, error) {
-	if err != nil {
-		return true, strings.Join(strings.Fields(err.Error()), " "), nil
+// seen turns the error of a probe into an answer.
+func seen(err error, evidence string) (Answer, string) {
+	switch {
+	case err == nil:
+		return Fine, evidence
+	case errors.Is(err, probe.ErrUnclear):
+		return unclear(err)
 	}
-	return false, fine, nil
+	return Found, oneLine(err)
 }
+
+func unclear(err error) (Answer, string) { return Unclear, oneLine(err) }
+
+func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }

@@ -67,8 +67,8 @@ func TestKmsgIsLinkedAndUnlinked(t *testing.T) {
 	if target, err := os.Readlink(kernelLog); err != nil || target != os.DevNull {
 		t.Fatalf("the link goes to %q, %v", target, err)
 	}
-	if found, evidence, err := kmsg.Check(h); found || err != nil {
-		t.Fatalf("fixed, and still found: %s, %v", evidence, err)
+	if finding := kmsg.check(t.Context(), h); finding.Answer != Fixed {
+		t.Fatalf("fixed, and then %s: %s", finding.Answer, finding.Evidence)
 	}
 	for range 2 { // a second undo finds nothing
 		if err := kmsg.Undo(h); err != nil {
@@ -105,16 +105,16 @@ func TestUndoLeavesWhatIsNotOurs(t *testing.T) {
 
 func TestADamagedRecordIsKept(t *testing.T) {
 	h := &Host{Data: t.TempDir(), Settings: new(config.Settings)}
-	if err := h.record("kmsg", kmsgChange{Linked: true}); err != nil {
+	if err := h.journal().Record("kmsg", kmsgChange{Linked: true}); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(h.recordFile("kmsg"), []byte("{"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(h.Data, "fixes", "kmsg.json"), []byte("{"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if err := kmsg.Undo(h); err == nil {
 		t.Error("a damaged record was undone")
 	}
-	if _, err := os.Stat(h.recordFile("kmsg")); err != nil {
+	if _, err := os.Stat(filepath.Join(h.Data, "fixes", "kmsg.json")); err != nil {
 		t.Errorf("the damaged record is gone: %v", err)
 	}
 }

@@ -1,9 +1,7 @@
 package blocker
 
 import (
-	"errors"
-	"fmt"
-	"os"
+	"context"
 	"strings"
 
 	"k3s9p/internal/probe"
@@ -16,15 +14,15 @@ var cgroupV1 = Blocker{
 	Source:  "k8s.io/kubernetes pkg/kubelet/apis/config/validation/validation_linux.go, since 1.35 (KEP-5573)",
 	Remedy:  Setting,
 	Action:  "the kubelet gets failCgroupV1: false",
-	Check: func(*Host) (bool, string, error) {
+	Check: func(context.Context, *Host) (Answer, string) {
 		v1, err := probe.CgroupV1()
-		if errors.Is(err, os.ErrNotExist) {
-			return false, "", fmt.Errorf("no cgroups are mounted: %w", err)
+		switch {
+		case err != nil:
+			return unclear(err)
+		case v1:
+			return Found, "/sys/fs/cgroup is not of type cgroup2"
 		}
-		if v1 {
-			return true, "/sys/fs/cgroup is not of type cgroup2", err
-		}
-		return false, "/sys/fs/cgroup is of type cgroup2", err
+		return Fine, "/sys/fs/cgroup is of type cgroup2"
 	},
 	Fix: func(h *Host) error {
 		h.Settings.Kubelet.AllowCgroupV1 = true
@@ -39,9 +37,12 @@ var cgroupFiles = Blocker{
 	Source:  "opencontainers/cgroups fs/cpuacct.go and fs/memory.go; containerd/cgroups cgroup1/cpuacct.go and cgroup1/memory.go; gVisor pkg/sentry/fsimpl/cgroupfs",
 	Remedy:  Patch,
 	Action:  "the kubelet and the shim here take a sample without them",
-	Check: func(*Host) (bool, string, error) {
-		if v1, err := probe.CgroupV1(); err != nil || !v1 {
-			return false, "cgroup v1 is not used", err
+	Check: func(context.Context, *Host) (Answer, string) {
+		switch v1, err := probe.CgroupV1(); {
+		case err != nil:
+			return unclear(err)
+		case !v1:
+			return Fine, "cgroup v1 is not used"
 		}
 		var missing []string
 		for _, file := range [][2]string{{"cpuacct", "cpuacct.usage_percpu"}, {"memory", "memory.stat"}} {
@@ -50,13 +51,14 @@ var cgroupFiles = Blocker{
 				missing = append(missing, err.Error())
 			}
 		}
-		return len(missing) > 0, orFine(strings.Join(missing, "; "), "the optional files are there"), nil
+		return missingOr(missing, "the optional files are there")
 	},
 }
 
-func orFine(found, fine string) string {
-	if found == "" {
-		return fine
+// missingOr is found with what is missing, if anything is.
+func missingOr(missing []string, fine string) (Answer, string) {
+	if len(missing) > 0 {
+		return Found, strings.Join(missing, "; ")
 	}
-	return found
+	return Fine, fine
 }

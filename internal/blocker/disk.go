@@ -1,6 +1,7 @@
 package blocker
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -22,17 +23,17 @@ var diskThresholds = Blocker{
 	Source:  "k8s.io/kubernetes pkg/kubelet/eviction and pkg/kubelet/images/image_gc_manager.go; in a sandbox the disk is the host's",
 	Remedy:  Setting,
 	Action:  "the kubelet evicts below 500 MiB instead of 10 and 15 %, and deletes no images for others' use of the disk",
-	Check: func(h *Host) (bool, string, error) {
+	Check: func(_ context.Context, h *Host) (Answer, string) {
 		path, err := existing(h.Data)
 		if err != nil {
-			return false, "", err
+			return unclear(err)
 		}
 		disk, err := probe.DiskOf(path)
 		if err != nil {
-			return false, "", err
+			return unclear(err)
 		}
 		if disk.Bytes == 0 {
-			return false, fmt.Sprintf("statfs: the filesystem of %s states no size", path), nil
+			return Unclear, fmt.Sprintf("statfs: the filesystem of %s states no size", path)
 		}
 		available := percent(disk.BytesAvailable, disk.Bytes)
 		evidence := fmt.Sprintf("statfs: %d %% of the filesystem of %s are available", available, path)
@@ -42,7 +43,10 @@ var diskThresholds = Blocker{
 			evidence += fmt.Sprintf(", %d %% of its inodes", inodes)
 			found = found || inodes < inodesAvailable
 		}
-		return found, evidence, nil
+		if found {
+			return Found, evidence
+		}
+		return Fine, evidence
 	},
 	Fix: func(h *Host) error {
 		h.Settings.Kubelet.ForeignDisk = true
@@ -52,7 +56,7 @@ var diskThresholds = Blocker{
 
 func percent(part, whole uint64) int { return int(float64(part) / float64(whole) * 100) }
 
-// existing is the path or the nearest folder above it that exists.
+// existing is the path or the nearest directory above it that exists.
 func existing(path string) (string, error) {
 	for {
 		_, err := os.Stat(path)

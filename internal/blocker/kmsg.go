@@ -1,6 +1,7 @@
 package blocker
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -27,7 +28,7 @@ var kmsg = Blocker{
 	Source:  "k8s.io/kubernetes pkg/kubelet/oom/oom_watcher_linux.go",
 	Remedy:  Machine,
 	Action:  "/dev/kmsg becomes a link to /dev/null: kernel messages about killed processes are not reported",
-	Check: func(*Host) (bool, string, error) {
+	Check: func(context.Context, *Host) (Answer, string) {
 		return seen(probe.Open(kernelLog), kernelLog+" can be read")
 	},
 	Fix: func(h *Host) error {
@@ -35,13 +36,15 @@ var kmsg = Blocker{
 			return nil
 		}
 		if _, err := os.Lstat(kernelLog); errors.Is(err, os.ErrNotExist) {
-			if err := h.record("kmsg", kmsgChange{Linked: true}); err != nil {
+			if err := h.journal().Record("kmsg", kmsgChange{Linked: true}); err != nil {
 				return err
 			}
 			return os.Symlink(os.DevNull, kernelLog)
 		}
-		if err := h.record("kmsg", kmsgChange{Bound: true}); err != nil {
-			return err
+		if !h.OwnMounts {
+			if err := h.journal().Record("kmsg", kmsgChange{Bound: true}); err != nil {
+				return err
+			}
 		}
 		if err := unix.Mount(os.DevNull, kernelLog, "", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("mount %s over %s: %w", os.DevNull, kernelLog, err)
@@ -50,7 +53,7 @@ var kmsg = Blocker{
 	},
 	Undo: func(h *Host) error {
 		var change kmsgChange
-		if ok, err := h.recorded("kmsg", &change); err != nil || !ok {
+		if ok, _, err := h.journal().Read("kmsg", &change); err != nil || !ok {
 			return err
 		}
 		if change.Linked {
@@ -69,6 +72,6 @@ var kmsg = Blocker{
 				return fmt.Errorf("unmount %s: %w", kernelLog, err)
 			}
 		}
-		return h.forget("kmsg")
+		return h.journal().Forget("kmsg")
 	},
 }

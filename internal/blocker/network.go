@@ -1,6 +1,7 @@
 package blocker
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -15,11 +16,23 @@ var bridgePort = Blocker{
 	Source:  "containernetworking/plugins plugins/main/bridge; gVisor pkg/sentry/socket/netlink/route has no IFLA_BRPORT_* and no IFLA_OPERSTATE",
 	Remedy:  Patch,
 	Action:  "the bridge plugin here does without options that stay off",
-	Check: func(*Host) (bool, string, error) {
-		if err := probe.Bridge(); err != nil {
-			return false, "", err
+	Check: func(ctx context.Context, _ *Host) (Answer, string) {
+		if err := probe.Bridge(ctx); err != nil {
+			return unclear(err)
 		}
-		return seen(probe.HairpinOption(), "a bridge port took its hairpin mode")
+		return seen(probe.HairpinOption(ctx), "a bridge port took its hairpin mode")
+	},
+}
+
+var linkKind = Blocker{
+	ID:      "link-kind",
+	Title:   "network devices without a kind",
+	Symptom: "already exists but is not a bridge",
+	Source:  "containernetworking/plugins plugins/main/bridge bridgeByName and pkg/ip; a gVisor of before 2026 sends no IFLA_INFO_KIND",
+	Remedy:  Patch,
+	Action:  "the plugins here take a device of unknown kind by its name",
+	Check: func(ctx context.Context, _ *Host) (Answer, string) {
+		return seen(probe.LinkKind(ctx), "the kind of a bridge is sent")
 	},
 }
 
@@ -30,8 +43,8 @@ var preferredSource = Blocker{
 	Source:  "containernetworking/plugins plugins/main/ptp; gVisor pkg/sentry/socket/netlink/route has no RTA_PREFSRC",
 	Remedy:  Patch,
 	Action:  "the ptp plugin here does without it",
-	Check: func(*Host) (bool, string, error) {
-		return seen(probe.PreferredSource(), "a route took a source address")
+	Check: func(ctx context.Context, _ *Host) (Answer, string) {
+		return seen(probe.PreferredSource(ctx), "a route took a source address")
 	},
 }
 
@@ -42,8 +55,8 @@ var masquerade = Blocker{
 	Source:  "containernetworking/plugins pkg/ip/ipmasq_linux.go; gVisor pkg/sentry/socket/netfilter has neither the target MASQUERADE nor the match comment",
 	Remedy:  Setting,
 	Action:  "the pod network gets ipMasq: false: pods reach each other and the node, and nothing outside of it",
-	Check: func(*Host) (bool, string, error) {
-		err := probe.Iptables(`-t nat -A POSTROUTING -m comment --comment probe -j MASQUERADE`)
+	Check: func(ctx context.Context, _ *Host) (Answer, string) {
+		err := probe.Iptables(ctx, `-t nat -A POSTROUTING -m comment --comment probe -j MASQUERADE`)
 		if errors.Is(err, probe.ErrNoIptables) {
 			return seen(err, "")
 		}
@@ -72,14 +85,17 @@ var services = Blocker{
 	Source:  "k8s.io/kubernetes pkg/proxy; gVisor pkg/sentry/socket/netfilter has legacy tables with a few matches, and no nf_tables that kube-proxy could use",
 	Remedy:  None,
 	Action:  "nothing yet: a cluster on this node has no Services",
-	Check: func(*Host) (bool, string, error) {
-		nft := probe.Nftables()
-		if nft == nil {
-			return false, "nf_tables took a table", nil
+	Check: func(ctx context.Context, _ *Host) (Answer, string) {
+		nft := probe.Nftables(ctx)
+		switch {
+		case nft == nil:
+			return Fine, "nf_tables took a table"
+		case errors.Is(nft, probe.ErrUnclear):
+			return unclear(nft)
 		}
 		refused := []string{nft.Error()}
 		for _, rule := range kubeProxyRules {
-			if err := probe.Iptables(rule); err != nil {
+			if err := probe.Iptables(ctx, rule); err != nil {
 				refused = append(refused, err.Error())
 				if errors.Is(err, probe.ErrNoIptables) {
 					break
@@ -87,9 +103,9 @@ var services = Blocker{
 			}
 		}
 		if len(refused) == 1 {
-			return false, "iptables took the extensions that kube-proxy uses", nil
+			return Fine, "iptables took the extensions that kube-proxy uses"
 		}
-		return true, strings.Join(strings.Fields(strings.Join(refused, "; ")), " "), nil
+		return Found, strings.Join(strings.Fields(strings.Join(refused, "; ")), " ")
 	},
 }
 
@@ -100,8 +116,8 @@ var vxlan = Blocker{
 	Source:  "flannel pkg/backend/vxlan; gVisor pkg/sentry/socket/netlink/route",
 	Remedy:  Setting,
 	Action:  "the pod network is a bridge on this node",
-	Check: func(*Host) (bool, string, error) {
-		return seen(probe.VXLAN(), "a VXLAN device was made")
+	Check: func(ctx context.Context, _ *Host) (Answer, string) {
+		return seen(probe.VXLAN(ctx), "a VXLAN device was made")
 	},
 	Fix: func(h *Host) error {
 		if h.Settings.Network.Plugin == "" {

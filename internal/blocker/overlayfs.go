@@ -1,6 +1,7 @@
 package blocker
 
 import (
+	"context"
 	"fmt"
 	"os"
 
@@ -8,18 +9,19 @@ import (
 )
 
 var overlayfs = Blocker{
-	ID:      "overlayfs",
-	Title:   "overlayfs does not work on the data folder",
-	Symptom: "failed to mount…overlay",
-	Source:  "containerd plugins/snapshots/overlay; a gVisor of before May 2026 refuses whiteouts (mknod c 0 0) on 9p",
-	Remedy:  Setting,
-	Action:  "containerd gets the snapshotter native, which copies files",
-	Check: func(h *Host) (bool, string, error) {
+	ID:         "overlayfs",
+	Title:      "overlayfs does not work on the data directory",
+	Symptom:    "failed to mount…overlay",
+	Source:     "containerd plugins/snapshots/overlay; a gVisor of before May 2026 refuses whiteouts (mknod c 0 0) on 9p",
+	Remedy:     Setting,
+	Action:     "containerd gets the snapshotter native, which copies files",
+	FixUnclear: true,
+	Check: func(ctx context.Context, h *Host) (Answer, string) {
 		path, err := existing(h.Data)
 		if err != nil {
-			return false, "", err
+			return unclear(err)
 		}
-		return seen(probe.Overlay(path), fmt.Sprintf("in a throw-away overlay in %s a file was deleted and a folder replaced", path))
+		return seen(probe.Overlay(ctx, path), fmt.Sprintf("in a throw-away overlay in %s a file was deleted and a directory replaced", path))
 	},
 	Fix: func(h *Host) error {
 		if err := os.MkdirAll(h.Data, 0o755); err != nil {

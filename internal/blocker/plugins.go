@@ -1,6 +1,7 @@
 package blocker
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -14,15 +15,15 @@ var cniPlugins = Blocker{
 	Symptom: "failed to find plugin…in path",
 	Source:  "containernetworking/cni pkg/invoke/find.go",
 	Remedy:  Setting,
-	Action:  "containerd looks for the plugins in the folder that they were unpacked to",
-	Check: func(h *Host) (bool, string, error) {
+	Action:  "containerd looks for the plugins in the directory that they were unpacked to",
+	Check: func(_ context.Context, h *Host) (Answer, string) {
 		dir := h.Settings.Containerd.Plugins
 		for _, name := range []string{h.Settings.Network.Plugin, "host-local", "loopback"} {
 			if err := askPlugin(filepath.Join(dir, name)); err != nil {
 				return seen(err, "")
 			}
 		}
-		return false, "the plugins in " + dir + " answer", nil
+		return Fine, "the plugins in " + dir + " answer"
 	},
 	Fix: func(h *Host) error {
 		for _, name := range []string{h.Settings.Network.Plugin, "host-local", "loopback"} {

@@ -1,6 +1,7 @@
 package blocker
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -17,23 +18,25 @@ var mountPropagation = Blocker{
 	Source:  "containerd internal/cri/opts/spec_linux_opts.go; bites a pod with mountPropagation: Bidirectional or HostToContainer",
 	Remedy:  Machine,
 	Action:  "mount --make-rshared /",
-	Check: func(*Host) (bool, string, error) {
+	Check: func(context.Context, *Host) (Answer, string) {
 		unshared, err := probe.Unshared()
 		if err != nil {
-			return false, "", err
+			return unclear(err)
 		}
 		if slices.ContainsFunc(unshared, func(m probe.Unsharing) bool { return m.Mountpoint == "/" }) {
-			return true, fmt.Sprintf("/proc/self/mountinfo: / and %d other mounts are not shared", len(unshared)-1), nil
+			return Found, fmt.Sprintf("/proc/self/mountinfo: / and %d other mounts are not shared", len(unshared)-1)
 		}
-		return false, "/proc/self/mountinfo: / is shared", nil
+		return Fine, "/proc/self/mountinfo: / is shared"
 	},
 	Fix: func(h *Host) error {
 		unshared, err := probe.Unshared()
 		if err != nil {
 			return err
 		}
-		if err := h.record("mount-propagation", unshared); err != nil {
-			return err
+		if !h.OwnMounts {
+			if err := h.journal().Record("mount-propagation", unshared); err != nil {
+				return err
+			}
 		}
 		if err := unix.Mount("", "/", "", unix.MS_SHARED|unix.MS_REC, ""); err != nil {
 			return fmt.Errorf("make / and all below it shared: %w", err)
@@ -42,8 +45,12 @@ var mountPropagation = Blocker{
 	},
 	Undo: func(h *Host) error {
 		var unshared []probe.Unsharing
-		if ok, err := h.recorded("mount-propagation", &unshared); err != nil || !ok {
+		ok, sameBoot, err := h.journal().Read("mount-propagation", &unshared)
+		switch {
+		case err != nil || !ok:
 			return err
+		case !sameBoot: // the mounts of that boot are gone
+			return h.journal().Forget("mount-propagation")
 		}
 		flags := map[probe.Propagation]uintptr{probe.Private: unix.MS_PRIVATE, probe.Slave: unix.MS_SLAVE, probe.Unbindable: unix.MS_UNBINDABLE}
 		var failures error
@@ -56,6 +63,6 @@ var mountPropagation = Blocker{
 		if failures != nil {
 			return failures
 		}
-		return h.forget("mount-propagation")
+		return h.journal().Forget("mount-propagation")
 	},
 }

@@ -1,6 +1,7 @@
 package blocker
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -22,16 +23,20 @@ var rootFilesystem = Blocker{
 	Source:  "google/cadvisor fs/vfs/plugin.go (\"don't act as a general fallback\"), since v0.56",
 	Remedy:  Patch,
 	Action:  "cAdvisor in the kubelet here reports 9p, and any other filesystem by statfs",
-	Check: func(h *Host) (bool, string, error) {
+	Check: func(_ context.Context, h *Host) (Answer, string) {
 		path, err := existing(h.Settings.Kubelet.RootDir)
 		if err != nil {
-			return false, "", err
+			return unclear(err)
 		}
 		mount, err := probe.MountOf(path)
 		if err != nil {
-			return false, "", err
+			return unclear(err)
 		}
 		known := strings.HasPrefix(mount.FSType, "ext") || slices.Contains(cadvisorTypes, mount.FSType)
-		return !known, fmt.Sprintf("%s is on %s, of type %s from %q", path, mount.Mountpoint, mount.FSType, mount.Source), nil
+		evidence := fmt.Sprintf("%s is on %s, of type %s from %q", path, mount.Mountpoint, mount.FSType, mount.Source)
+		if known {
+			return Fine, evidence
+		}
+		return Found, evidence
 	},
 }

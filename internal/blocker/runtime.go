@@ -1,6 +1,7 @@
 package blocker
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,22 +18,41 @@ var seccomp = Blocker{
 	Source:  "opencontainers/runc libcontainer/seccomp/seccomp_unsupported.go: built without the tag seccomp",
 	Remedy:  Patch,
 	Action:  "runc here is built with libseccomp",
-	Check: func(h *Host) (bool, string, error) {
+	Check: func(ctx context.Context, h *Host) (Answer, string) {
 		if err := probe.Seccomp(); err != nil {
-			return false, fmt.Sprintf("the kernel has no seccomp, so no profile is asked for: %v", err), nil
+			return Fine, fmt.Sprintf("the kernel has no seccomp, so no profile is asked for: %v", err)
 		}
 		runc := filepath.Join(h.Programs, "runc")
-		output, err := exec.Command(runc, "features").Output()
+		output, err := exec.CommandContext(ctx, runc, "features").Output()
 		if err != nil {
-			return false, "", fmt.Errorf("%s features: %w", runc, err)
+			return unclear(fmt.Errorf("%s features: %w", runc, err))
 		}
 		var features struct {
 			Linux struct{ Seccomp struct{ Enabled bool } }
 		}
 		if err := json.Unmarshal(output, &features); err != nil {
-			return false, "", fmt.Errorf("%s features: %w", runc, err)
+			return unclear(fmt.Errorf("%s features: %w", runc, err))
 		}
-		return !features.Linux.Seccomp.Enabled, fmt.Sprintf("runc features: seccomp %v", features.Linux.Seccomp.Enabled), nil
+		if !features.Linux.Seccomp.Enabled {
+			return Found, "runc features: no seccomp"
+		}
+		return Fine, "runc features: seccomp"
+	},
+}
+
+var tmpfsOptions = Blocker{
+	ID:      "tmpfs-options",
+	Title:   "a tmpfs without limits",
+	Symptom: "can't mask dir…nr_blocks=1,nr_inodes=2: invalid argument",
+	Source:  "opencontainers/runc libcontainer/rootfs_linux.go maskDir, since 1.5; gVisor pkg/sentry/fsimpl/tmpfs of before 2026",
+	Remedy:  Patch,
+	Action:  "runc here hides a directory with a read-only tmpfs without them",
+	Check: func(ctx context.Context, h *Host) (Answer, string) {
+		path, err := existing(h.Data)
+		if err != nil {
+			return unclear(err)
+		}
+		return seen(probe.TmpfsOptions(ctx, path), "a tmpfs took nr_blocks and nr_inodes")
 	},
 }
 
@@ -43,7 +63,7 @@ var unprivilegedPorts = Blocker{
 	Source:  "containerd internal/cri/server/podsandbox; gVisor states Linux 4.19 and has no such sysctl",
 	Remedy:  Setting,
 	Action:  "containerd gets enable_unprivileged_ports and enable_unprivileged_icmp: false",
-	Check: func(*Host) (bool, string, error) {
+	Check: func(context.Context, *Host) (Answer, string) {
 		return seen(errors.Join(
 			probe.Open("/proc/sys/net/ipv4/ip_unprivileged_port_start"),
 			probe.Open("/proc/sys/net/ipv4/ping_group_range")), "both sysctls are there")

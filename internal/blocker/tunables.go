@@ -1,7 +1,7 @@
 package blocker
 
 import (
-	"strings"
+	"context"
 
 	"k3s9p/internal/probe"
 )
@@ -13,7 +13,7 @@ var tunables = Blocker{
 	Source:  "k8s.io/kubernetes pkg/kubelet/cm/container_manager_linux.go, setupKernelTunables",
 	Remedy:  Patch,
 	Action:  "the kubelet here skips them, with a line each",
-	Check: func(*Host) (bool, string, error) {
+	Check: func(context.Context, *Host) (Answer, string) {
 		var refused []string
 		for _, parameter := range [][2]string{ // k8s.io/component-helpers/node/util/sysctl
 			{"vm.overcommit_memory", "1"}, {"vm.panic_on_oom", "0"}, {"kernel.panic", "10"}, {"kernel.panic_on_oops", "1"},
@@ -23,6 +23,6 @@ var tunables = Blocker{
 				refused = append(refused, err.Error())
 			}
 		}
-		return len(refused) > 0, orFine(strings.Join(refused, "; "), "all six can be read and written"), nil
+		return missingOr(refused, "all six can be read and written")
 	},
 }

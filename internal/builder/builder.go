@@ -9,6 +9,7 @@ import (
 
 	"k3s9p/internal/progress"
 	"k3s9p/internal/record"
+	"k3s9p/internal/rmtree"
 )
 
 // New returns a builder for the repository in the current folder.
@@ -55,7 +56,7 @@ func (b *Builder) Build(ctx context.Context, distro string) (err error) {
 	var damaged *damagedError
 	if errors.As(err, &damaged) {
 		b.UI.Say("%v: building it again", damaged)
-		if err := removeTree(damaged.dir); err != nil {
+		if err := rmtree.Tree(damaged.dir); err != nil {
 			return err
 		}
 		err = b.assemble(ctx, selection, chain)
@@ -211,7 +212,7 @@ func (b *Builder) Clean(ctx context.Context) error {
 		}
 		defer unlock()
 		for _, folder := range []string{"src", "stock", "mod", "out", "frames", "root", "tmp", "bench", "test"} {
-			if err := removeTree(b.work(folder)); err != nil {
+			if err := rmtree.Tree(b.work(folder)); err != nil {
 				return err
 			}
 		}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"sigs.k8s.io/yaml"
 
@@ -94,7 +95,9 @@ func (b *Builder) makeRoot(ctx context.Context, d debian, prefix string) (string
 	}
 	// With a constant time the same packages give the same bytes.
 	env := append(os.Environ(), "SOURCE_DATE_EPOCH=1", "TMPDIR="+dir, "LC_ALL=C")
-	_, err = b.run(ctx, command{dir: dir, env: env, args: append(args, d.Suite, made), line: func(line string) { step.Note("%s", strings.TrimPrefix(line, "I: ")) }})
+	// mmdebstrap mounts the machine's own /dev/shm and more into the root that it
+	// makes: in a mount namespace that ends with it, also when it is killed.
+	_, err = b.run(ctx, command{dir: dir, env: env, unshare: syscall.CLONE_NEWNS, args: append(args, d.Suite, made), line: func(line string) { step.Note("%s", strings.TrimPrefix(line, "I: ")) }})
 	if err != nil {
 		step.Fail()
 		return "", hint.Add(fmt.Errorf("make a Debian root: %w", err), "it needs an archive of Debian packages that apt can reach; see the sources of apt, and its proxy settings")

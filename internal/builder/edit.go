@@ -16,6 +16,7 @@ import (
 	"k3s9p/internal/hint"
 	"k3s9p/internal/patch"
 	"k3s9p/internal/record"
+	"k3s9p/internal/rmtree"
 )
 
 // pinned is a series with the set that pins its module.
@@ -136,7 +137,7 @@ func (b *Builder) verify(ctx context.Context, p pinned, step *progressStep) erro
 	if err != nil {
 		return err
 	}
-	defer removeTree(tree)
+	defer rmtree.Tree(tree)
 	stock, err := b.stockTree(p.PinnedSeries, zips[p.Pin.Path])
 	if err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"k3s9p/internal/progress"
+	"k3s9p/internal/rmtree"
 )
 
 // Reproducible builds a distribution twice, in folders with other names and with
@@ -97,7 +98,7 @@ func (b *Builder) Interrupted(ctx context.Context, distro string, times int) err
 func (b *Builder) killOne(ctx context.Context, distro string, whole *time.Duration) (time.Duration, error) {
 	for {
 		for _, dir := range []string{b.work("src"), b.work("mod"), b.work("out"), b.work("frames"), b.dist()} {
-			if err := removeTree(dir); err != nil {
+			if err := rmtree.Tree(dir); err != nil {
 				return 0, err
 			}
 		}
@@ -148,7 +149,7 @@ func (b *Builder) twin(pattern string) (*Builder, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	remove := func() { _ = removeTree(dir) }
+	remove := func() { _ = rmtree.Tree(dir) }
 	root := filepath.Join(dir, "repository")
 	if err := b.copySources(root); err != nil {
 		remove()

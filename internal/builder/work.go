@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"k3s9p/internal/hint"
+	"k3s9p/internal/rmtree"
 )
 
 // The formats are part of the digests: they change with the code that makes the
@@ -63,7 +64,7 @@ func publish(temporary, final string) error {
 	if err := os.MkdirAll(filepath.Dir(final), 0o755); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(final); err != nil {
+	if err := rmtree.Tree(final); err != nil {
 		return err
 	}
 	return os.Rename(temporary, final)
@@ -71,7 +72,7 @@ func publish(temporary, final string) error {
 
 // sweep removes what killed builds left. The caller holds the lock.
 func (b *Builder) sweep() error {
-	if err := removeTree(b.work("tmp")); err != nil {
+	if err := rmtree.Tree(b.work("tmp")); err != nil {
 		return err
 	}
 	for _, pattern := range []string{b.dist(".tmp-*"), b.dist("*", ".tmp-*"), b.work("*", ".tmp-*")} {
@@ -86,21 +87,6 @@ func (b *Builder) sweep() error {
 		}
 	}
 	return nil
-}
-
-// removeTree is os.RemoveAll for trees that are not writable.
-func removeTree(dir string) error {
-	err := os.RemoveAll(dir)
-	if err == nil || !errors.Is(err, os.ErrPermission) {
-		return err
-	}
-	_ = filepath.WalkDir(dir, func(path string, entry os.DirEntry, err error) error {
-		if err == nil && entry.IsDir() {
-			_ = os.Chmod(path, 0o755)
-		}
-		return nil
-	})
-	return os.RemoveAll(dir)
 }
 
 // prune removes all but the newest entries of each name in a folder of .work;
@@ -128,7 +114,7 @@ func (b *Builder) prune(folder string, inUse []string) error {
 	for _, infos := range byName {
 		slices.SortFunc(infos, func(a, b os.FileInfo) int { return b.ModTime().Compare(a.ModTime()) })
 		for _, info := range infos[min(kept, len(infos)):] {
-			if err := removeTree(b.work(folder, info.Name())); err != nil {
+			if err := rmtree.Tree(b.work(folder, info.Name())); err != nil {
 				return err
 			}
 		}

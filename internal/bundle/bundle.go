@@ -28,6 +28,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"k3s9p/internal/record"
+	"k3s9p/internal/rmtree"
 )
 
 // ManifestName is the first file of the archive: the record of the build.
@@ -291,7 +292,7 @@ func (b *Bundle) Unpack(dir string) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(temporary)
+	defer rmtree.Tree(temporary)
 	if err := b.unpackTo(temporary); err != nil {
 		return fmt.Errorf("unpack to %s: %w", dir, err)
 	}

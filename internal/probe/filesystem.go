@@ -1,15 +1,19 @@
 package probe
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"k3s9p/internal/rmtree"
 )
 
 // MountOf returns the mount that a path is on: of several at one place the last,
@@ -89,36 +93,80 @@ func DiskOf(path string) (Disk, error) {
 	return Disk{Bytes: unit * s.Blocks, BytesAvailable: unit * s.Bavail, Inodes: s.Files, InodesFree: s.Ffree}, nil
 }
 
-// layers makes the folders of an overlay in a new folder below dir, with a file
-// and a folder in the lower one.
-func layers(dir string) (root, options string, err error) {
-	if root, err = os.MkdirTemp(dir, ".probe-"); err != nil {
-		return "", "", err
+// scratch is how the directories are called that probes make and remove.
+const scratch = ".probe-"
+
+// withScratch calls f with a new directory below dir. It is made and removed here
+// and not in the child, which may be killed; what an earlier process left that was
+// itself killed goes as well.
+func withScratch(dir string, f func(root string) error) error {
+	left, _ := filepath.Glob(filepath.Join(dir, scratch+"*"))
+	for _, name := range left {
+		if info, err := os.Lstat(name); err == nil && time.Since(info.ModTime()) > 10*limit {
+			_ = rmtree.Tree(name)
+		}
 	}
-	for _, name := range []string{"lower/folder", "upper", "work", "merged"} {
+	root, err := os.MkdirTemp(dir, scratch)
+	if err != nil {
+		return fmt.Errorf("%w: make a directory for a probe: %w", ErrUnclear, err)
+	}
+	defer rmtree.Tree(root)
+	return f(root)
+}
+
+// layers makes the directories of an overlay in root, with a file and a directory
+// in the lower one.
+func layers(root string) error {
+	var err error
+	for _, name := range []string{"lower/directory", "upper", "work", "merged"} {
 		err = errors.Join(err, os.MkdirAll(filepath.Join(root, name), 0o755))
 	}
 	err = errors.Join(err, os.WriteFile(filepath.Join(root, "lower", "file"), []byte("lower"), 0o644))
-	return root, fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", root), err
+	if err != nil {
+		err = fmt.Errorf("%w: %w", ErrUnclear, err)
+	}
+	return err
+}
+
+// layerOptions are the mount options for the directories of [layers].
+func layerOptions(root string) string {
+	return fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", root)
 }
 
 // Overlay does with the kernel's overlayfs what a snapshotter and an image ask
 // of it below dir: mount, delete a file of the lower layer (a whiteout: a device
-// 0/0 in the upper one), rewrite a folder.
-func Overlay(dir string) error {
-	return isolated(unix.CLONE_NEWNS, func() error {
-		root, options, err := layers(dir)
-		defer os.RemoveAll(root)
-		if err != nil {
+// 0/0 in the upper one), rewrite a directory.
+func Overlay(ctx context.Context, dir string) error {
+	return withScratch(dir, func(root string) error {
+		if err := layers(root); err != nil {
 			return err
 		}
-		merged := filepath.Join(root, "merged")
-		if err := unix.Mount("overlay", merged, "overlay", 0, options); err != nil {
-			return fmt.Errorf("mount an overlay: %w", err)
-		}
-		defer unix.Unmount(merged, unix.MNT_DETACH)
-		return useOverlay(merged)
+		return isolated(ctx, unix.CLONE_NEWNS, "overlay", root)
 	})
+}
+
+// OverlayOnTmpfs is [Overlay] with all layers on a tmpfs that is mounted for it.
+func OverlayOnTmpfs(ctx context.Context, dir string) error {
+	return withScratch(dir, func(root string) error { return isolated(ctx, unix.CLONE_NEWNS, "overlay-tmpfs", root) })
+}
+
+func overlayOnTmpfs(root string) error {
+	if err := unix.Mount("tmpfs", root, "tmpfs", 0, ""); err != nil {
+		return fmt.Errorf("mount a tmpfs: %w", err)
+	}
+	if err := layers(root); err != nil {
+		return err
+	}
+	return overlay(root)
+}
+
+func overlay(root string) error {
+	options := layerOptions(root)
+	merged := filepath.Join(root, "merged")
+	if err := unix.Mount("overlay", merged, "overlay", 0, options); err != nil {
+		return fmt.Errorf("mount an overlay: %w", err)
+	}
+	return useOverlay(merged)
 }
 
 func useOverlay(merged string) error {
@@ -128,11 +176,11 @@ func useOverlay(merged string) error {
 	if _, err := os.Stat(filepath.Join(merged, "file")); !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("a deleted file of the lower layer is still there: %v", err)
 	}
-	folder := filepath.Join(merged, "folder")
-	if err := errors.Join(os.Remove(folder), os.Mkdir(folder, 0o755)); err != nil {
-		return fmt.Errorf("replace a folder of the lower layer: %w", err)
+	directory := filepath.Join(merged, "directory")
+	if err := errors.Join(os.Remove(directory), os.Mkdir(directory, 0o755)); err != nil {
+		return fmt.Errorf("replace a directory of the lower layer: %w", err)
 	}
-	if err := os.WriteFile(filepath.Join(folder, "new"), nil, 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(directory, "new"), nil, 0o644); err != nil {
 		return fmt.Errorf("write to an overlay: %w", err)
 	}
 	return nil
@@ -140,28 +188,30 @@ func useOverlay(merged string) error {
 
 // FuseOverlay mounts with fuse-overlayfs below dir and looks in the mount table:
 // the program also ends with success where the kernel has refused it.
-func FuseOverlay(dir string) error {
-	return isolated(unix.CLONE_NEWNS, func() error {
-		root, options, err := layers(dir)
-		defer os.RemoveAll(root)
-		if err != nil {
+func FuseOverlay(ctx context.Context, dir string) error {
+	return withScratch(dir, func(root string) error {
+		if err := layers(root); err != nil {
 			return err
 		}
-		merged := filepath.Join(root, "merged")
-		output, err := exec.Command("fuse-overlayfs", "-o", options, merged).CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("fuse-overlayfs: %w: %s", err, strings.TrimSpace(string(output)))
-		}
-		mount, err := MountOf(merged)
-		if err != nil {
-			return err
-		}
-		if mount.Mountpoint != merged {
-			return fmt.Errorf("fuse-overlayfs ended with success, and nothing is mounted: %s", reason(options, merged))
-		}
-		defer unix.Unmount(merged, unix.MNT_DETACH)
-		return useOverlay(merged)
+		return isolated(ctx, unix.CLONE_NEWNS, "fuse-overlay", root)
 	})
+}
+
+func fuseOverlay(root string) error {
+	options := layerOptions(root)
+	merged := filepath.Join(root, "merged")
+	output, err := exec.Command("fuse-overlayfs", "-o", options, merged).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("fuse-overlayfs: %w: %s", err, strings.TrimSpace(string(output)))
+	}
+	mount, err := MountOf(merged)
+	if err != nil {
+		return err
+	}
+	if mount.Mountpoint != merged {
+		return fmt.Errorf("fuse-overlayfs ended with success, and nothing is mounted: %s", reason(options, merged))
+	}
+	return useOverlay(merged)
 }
 
 // reason runs fuse-overlayfs in the foreground, where it says why it ends.
@@ -174,4 +224,17 @@ func reason(options, merged string) string {
 		}
 	}
 	return strings.Join(lines, "; ")
+}
+
+// TmpfsOptions mounts a tmpfs as runc does where it hides a directory of the kernel
+// from a container: read-only, with one block and two inodes.
+func TmpfsOptions(ctx context.Context, dir string) error {
+	return withScratch(dir, func(root string) error { return isolated(ctx, unix.CLONE_NEWNS, "tmpfs-options", root) })
+}
+
+func tmpfsOptions(root string) error {
+	if err := unix.Mount("tmpfs", root, "tmpfs", unix.MS_RDONLY, "nr_blocks=1,nr_inodes=2"); err != nil {
+		return fmt.Errorf("mount a tmpfs with nr_blocks=1,nr_inodes=2: %w", err)
+	}
+	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -26,6 +27,18 @@ func CgroupV1() (bool, error) {
 		return false, &os.PathError{Op: "statfs", Path: cgroupRoot, Err: err}
 	}
 	return s.Type != unix.CGROUP2_SUPER_MAGIC, nil
+}
+
+// Cgroups lists the mounts of cgroups, of either version, at and below a directory.
+func Cgroups(dir string) ([]string, error) {
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	var points []string
+	for _, mount := range mounts {
+		if mount.FSType == "cgroup" || mount.FSType == "cgroup2" {
+			points = append(points, mount.Mountpoint)
+		}
+	}
+	return points, err
 }
 
 const cgroupRoot = "/sys/fs/cgroup"

@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os/exec"
@@ -14,18 +15,20 @@ var ErrNoIptables = errors.New("neither iptables-legacy nor iptables is installe
 
 // Iptables adds a rule, in the words of iptables(8), in a network namespace of its
 // own.
-func Iptables(rule string) error {
+func Iptables(ctx context.Context, rule string) error {
 	program, err := iptables()
 	if err != nil {
 		return err
 	}
-	return inNetwork(func() error {
-		output, err := exec.Command(program, strings.Fields(rule)...).CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("%s %s: %w: %s", program, rule, err, oneLine(output))
-		}
-		return nil
-	})
+	return inNetwork(ctx, "iptables", program, rule)
+}
+
+func addRule(program, rule string) error {
+	output, err := exec.Command(program, strings.Fields(rule)...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s %s: %w: %s", program, rule, err, oneLine(output))
+	}
+	return nil
 }
 
 // iptables prefers the legacy program: gVisor has no nf_tables, which the other
@@ -40,18 +43,18 @@ func iptables() (string, error) {
 }
 
 // Nftables adds a table, in a network namespace of its own.
-func Nftables() error {
-	return inNetwork(func() error {
-		conn, err := nftables.New()
-		if err != nil {
-			return fmt.Errorf("talk to nf_tables: %w", err)
-		}
-		conn.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "k3s9p"})
-		if err := conn.Flush(); err != nil {
-			return fmt.Errorf("add a table to nf_tables: %w", err)
-		}
-		return nil
-	})
+func Nftables(ctx context.Context) error { return inNetwork(ctx, "nftables") }
+
+func nftablesTable() error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("talk to nf_tables: %w", err)
+	}
+	conn.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "k3s9p"})
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("add a table to nf_tables: %w", err)
+	}
+	return nil
 }
 
 func oneLine(output []byte) string { return strings.Join(strings.Fields(string(output)), " ") }

@@ -120,7 +120,7 @@ func TestPodBlockers(t *testing.T) {
 			n.Run("before", c.pod())
 			s.Seen = n.AwaitSymptom(b.Symptom, 60*time.Second)
 			finding := n.Fix()[b.ID]
-			if !finding.Found {
+			if finding.Answer != blocker.Found {
 				t.Fatalf("the kubelet says %q, and the check %q", s.Seen, finding.Evidence)
 			}
 			s.Evidence = finding.Evidence
@@ -194,7 +194,7 @@ func TestKernel(t *testing.T) {
 	overlay := findings["overlayfs"]
 	step{ID: "iteration-6-overlayfs", Kind: iteration, Expected: "operation not permitted", Fix: overlay.Action}.run(t, func(t *testing.T, s *step) {
 		s.Seen, s.Result = overlay.Evidence, notReproduced
-		if overlay.Found {
+		if overlay.Answer == blocker.Found {
 			s.Result = reproduced
 		}
 		s.Evidence = "fuse-overlayfs, the experiment's fix: " + n.Must("inside", "fuse-overlayfs")
@@ -202,8 +202,8 @@ func TestKernel(t *testing.T) {
 	for _, id := range []string{"services", "vxlan"} {
 		step{ID: id, Kind: extra, Expected: "not supported", Fix: findings[id].Action}.run(t, func(t *testing.T, s *step) {
 			s.Seen, s.Evidence = findings[id].Evidence, "the probe's own words"
-			if !findings[id].Found || !strings.Contains(s.Seen, "not supported") {
-				t.Fatalf("found %v: %s", findings[id].Found, s.Seen)
+			if findings[id].Answer != blocker.Found || !strings.Contains(s.Seen, "not supported") {
+				t.Fatalf("%s: %s", findings[id].Answer, s.Seen)
 			}
 			s.Result = reproduced
 		})

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"k3s9p/internal/rmtree"
 	"k3s9p/test/gvisor/leftover"
 )
 
@@ -66,7 +67,7 @@ func clean() error {
 	for pid, line := range leftover.Processes(run.dir) {
 		left = append(left, fmt.Sprintf("process %d: %s", pid, line))
 	}
-	mounts, err := leftover.Mounts(run.dir)
+	mounts, err := rmtree.Mounts(run.dir)
 	for _, mount := range mounts {
 		left = append(left, "mount "+mount)
 	}

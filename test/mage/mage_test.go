@@ -19,6 +19,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/goproxytest"
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"k3s9p/internal/rmtree"
 )
 
 // mage is the compiled magefile, and proxy the address of the module proxy.
@@ -49,7 +51,7 @@ func TestMain(m *testing.M) {
 	code := m.Run()
 	server.Close()
 	modules.Close()
-	os.RemoveAll(dir)
+	rmtree.Tree(dir)
 	os.Exit(code)
 }
 

@@ -42,6 +42,7 @@ const (
 )
 
 func main() {
+	probe.Init()
 	if len(os.Args) < 2 {
 		fail(usage)
 	}
@@ -61,7 +62,7 @@ func main() {
 	case os.Args[1] == "undo" && len(args) == 0:
 		check(blocker.Undo(host("{}")))
 	case os.Args[1] == "fuse-overlayfs" && len(args) == 0:
-		err := probe.FuseOverlay(data)
+		err := probe.FuseOverlay(context.Background(), data)
 		if err == nil {
 			err = errors.New("it works")
 		}

@@ -13,14 +13,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/gofrs/flock"
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"k3s9p/internal/rmtree"
 )
 
 const lockName = "lock"
@@ -93,30 +93,7 @@ func Remove(dir string) error {
 	if err := kill(dir); err != nil {
 		return err
 	}
-	mounts, err := Mounts(dir)
-	if err != nil {
-		return err
-	}
-	var failures error
-	for _, mount := range slices.Backward(mounts) {
-		if err := unix.Unmount(mount, unix.MNT_DETACH); err != nil {
-			failures = errors.Join(failures, fmt.Errorf("unmount %s: %w", mount, err))
-		}
-	}
-	if failures != nil {
-		return failures
-	}
-	return os.RemoveAll(dir)
-}
-
-// Mounts are the mount points at and below a folder.
-func Mounts(dir string) ([]string, error) {
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
-	var points []string
-	for _, mount := range mounts {
-		points = append(points, mount.Mountpoint)
-	}
-	return points, err
+	return rmtree.Tree(dir)
 }
 
 // Processes are those, by id, whose command line names a folder, or something in it.

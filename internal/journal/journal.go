@@ -1,0 +1,117 @@
+// Package journal records what is changed on the machine before it is changed, so
+// that it can be taken back exactly: after a crash in between, after a SIGKILL, and
+// not once more after a reboot.
+package journal
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"k3s9p/internal/hint"
+)
+
+// Journal is a directory with a file per change.
+type Journal struct{ Dir string }
+
+// entry is what a file holds.
+type entry struct {
+	// Boot identifies the run of the kernel that the change was made in.
+	Boot   string          `json:"boot"`
+	Change json.RawMessage `json:"change"`
+}
+
+func (j Journal) file(id string) string { return filepath.Join(j.Dir, id+".json") }
+
+// Has reports whether a change is recorded.
+func (j Journal) Has(id string) bool {
+	_, err := os.Stat(j.file(id))
+	return err == nil
+}
+
+// Record writes what is about to be changed. An entry of this boot stays: it tells
+// of the machine as it was before the first change.
+func (j Journal) Record(id string, change any) error {
+	if there, err := j.read(id); err != nil {
+		return err
+	} else if there != nil && there.Boot == BootID() {
+		return nil
+	}
+	data, err := json.Marshal(change)
+	if err == nil {
+		data, err = json.Marshal(entry{Boot: BootID(), Change: data})
+	}
+	if err == nil {
+		err = os.MkdirAll(j.Dir, 0o755)
+	}
+	if err != nil {
+		return err
+	}
+	aside, err := os.CreateTemp(j.Dir, ".tmp-")
+	if err != nil {
+		return fmt.Errorf("record a change, so that it can be undone: %w", err)
+	}
+	_, err = aside.Write(append(data, '\n'))
+	if err = errors.Join(err, aside.Sync(), aside.Close()); err == nil {
+		err = os.Rename(aside.Name(), j.file(id))
+	}
+	if err != nil {
+		os.Remove(aside.Name())
+		return fmt.Errorf("record a change, so that it can be undone: %w", err)
+	}
+	return nil
+}
+
+// Read returns the change that is recorded, if one is. SameBoot says that the
+// machine has not been started anew since: what a kernel forgets is still there.
+func (j Journal) Read(id string, change any) (recorded, sameBoot bool, err error) {
+	there, err := j.read(id)
+	if err != nil || there == nil {
+		return false, false, err
+	}
+	if err := json.Unmarshal(there.Change, change); err != nil {
+		return false, false, j.damaged(id, err)
+	}
+	return true, there.Boot == BootID(), nil
+}
+
+func (j Journal) read(id string) (*entry, error) {
+	data, err := os.ReadFile(j.file(id))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	var there entry
+	if err == nil {
+		err = json.Unmarshal(data, &there)
+	}
+	if err != nil {
+		return nil, j.damaged(id, err)
+	}
+	return &there, nil
+}
+
+func (j Journal) damaged(id string, err error) error {
+	return hint.Add(fmt.Errorf("read what %s changed: %w", id, err), "look at %s, take the change back by hand and delete the file", j.file(id))
+}
+
+// Forget removes an entry whose change was taken back.
+func (j Journal) Forget(id string) error {
+	err := os.Remove(j.file(id))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// BootID identifies this run of the kernel (random(4)), or is empty where the
+// kernel does not say: then every entry counts as one of this boot.
+func BootID() string {
+	data, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(data))
+}
