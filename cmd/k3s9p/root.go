@@ -11,72 +11,68 @@ import (
 
 	"k3s9p/internal/bundle"
 	"k3s9p/internal/hint"
+	"k3s9p/internal/node"
+)
+
+// The groups of the help.
+const (
+	clusterGroup = "cluster"
+	useGroup     = "use"
+	fileGroup    = "file"
 )
 
 func root() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:           "k3s9p",
-		Short:         "Kubernetes node programs for sandboxes, in one file",
-		SilenceUsage:  true,
-		SilenceErrors: true,
+		Use:   "k3s9p",
+		Short: "A Kubernetes cluster of one node, in sandboxes too, in one file",
+		Example: `  k3s9p up --detach              # a cluster, ready to use
+  k3s9p kubectl get nodes
+  k3s9p down --purge             # and nothing is left of it`,
+		SilenceUsage:     true,
+		SilenceErrors:    true,
+		TraverseChildren: true, // --data-dir also before kubectl and ctr, which parse their own flags
 	}
-	cmd.AddCommand(versionCommand(), unpackCommand())
-	return cmd
-}
-
-func versionCommand() *cobra.Command {
-	var output string
-	cmd := &cobra.Command{
-		Use:   "version",
-		Short: "Show upstream versions, patches with digests, and sources with sums",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "text" && output != "json" {
-				return fmt.Errorf("unknown output format %q: it is text or json", output)
-			}
-			return withBundle(func(b *bundle.Bundle) error { return printVersion(cmd.OutOrStdout(), b, output) })
-		},
-	}
-	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
-	return cmd
-}
-
-func printVersion(w io.Writer, b *bundle.Bundle, output string) error {
-	build, err := b.Build()
-	if err != nil {
-		return err
-	}
-	if output == "json" {
-		encoder := json.NewEncoder(w)
-		encoder.SetIndent("", "  ")
-		return encoder.Encode(build)
-	}
-	fmt.Fprintf(w, "%s %s (%s, %s)\n", build.Distribution, build.Version, build.Toolchain.Go, build.Toolchain.Platform)
-	for _, set := range build.Sets {
-		fmt.Fprintf(w, "  %-12s %s\n", set.Name, set.Version)
-		for _, p := range set.Patches {
-			fmt.Fprintf(w, "    %.12s  %s: %s\n", p.Digest, p.Module, p.Description)
+	cmd.PersistentFlags().String(dataDirFlag, node.DefaultData, "where the node keeps everything that is its own")
+	cmd.PersistentFlags().String(configFlag, "", "a YAML file with values for the flags; K3S9P_… in the environment go before it")
+	cmd.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return applyConfig(cmd) }
+	cmd.AddGroup(
+		&cobra.Group{ID: clusterGroup, Title: "The cluster:"},
+		&cobra.Group{ID: useGroup, Title: "Using it:"},
+		&cobra.Group{ID: fileGroup, Title: "This file:"})
+	for _, group := range []struct {
+		id       string
+		commands []*cobra.Command
+	}{
+		{clusterGroup, []*cobra.Command{checkCommand(), upCommand(), statusCommand(), logsCommand(), downCommand()}},
+		{useGroup, []*cobra.Command{kubectlCommand(), ctrCommand(), kubeconfigCommand()}},
+		{fileGroup, []*cobra.Command{versionCommand(), unpackCommand()}},
+	} {
+		for _, c := range group.commands {
+			c.GroupID = group.id
+			cmd.AddCommand(c)
 		}
 	}
-	return nil
+	cmd.SetHelpCommandGroupID(fileGroup)
+	cmd.SetCompletionCommandGroupID(fileGroup)
+	return cmd
 }
 
-func unpackCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "unpack DIR",
-		Short: "Verify the distribution and write its files to a new folder",
-		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			err := withBundle(func(b *bundle.Bundle) error { return b.Unpack(args[0]) })
-			if errors.Is(err, os.ErrExist) {
-				return hint.Add(err, "name a folder that does not exist yet")
-			}
-			if err == nil {
-				fmt.Fprintf(cmd.OutOrStdout(), "the programs are in %s/bin, the CNI plugins in %s/cni\n", args[0], args[0])
-			}
-			return err
-		},
+// outputFlag adds -o and returns what checks it.
+func outputFlag(cmd *cobra.Command) func() (asJSON bool, err error) {
+	output := cmd.Flags().StringP("output", "o", "text", "text or json")
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	return func() (bool, error) {
+		if *output != "text" && *output != "json" {
+			return false, hint.Add(fmt.Errorf("unknown output format %q", *output), "-o text or -o json")
+		}
+		return *output == "json", nil
 	}
+}
+
+func printJSON(w io.Writer, v any) error {
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(v)
 }
 
 func withBundle(use func(*bundle.Bundle) error) error {
@@ -85,14 +81,19 @@ func withBundle(use func(*bundle.Bundle) error) error {
 		return err
 	}
 	b, err := bundle.Open(self)
-	if errors.Is(err, bundle.ErrNoBundle) {
-		return hint.Add(err, "go tool mage build makes dist/k3s9p, which does")
-	}
 	if err == nil {
 		defer b.Close()
 		err = use(b)
 	}
-	if errors.Is(err, bundle.ErrDamaged) {
+	return explain(err)
+}
+
+// explain adds what to do about an error of the bundle in this file.
+func explain(err error) error {
+	switch {
+	case errors.Is(err, bundle.ErrNoBundle):
+		return hint.Add(err, "go tool mage build makes dist/k3s9p, which does")
+	case errors.Is(err, bundle.ErrDamaged):
 		return hint.Add(err, "copy the file again: it is not what was built")
 	}
 	return err

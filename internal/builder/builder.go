@@ -76,6 +76,11 @@ func (b *Builder) assemble(ctx context.Context, selection Selection, chain recor
 		}
 		sets = append(sets, c)
 	}
+	images, err := b.images(ctx, chain)
+	if err != nil {
+		return err
+	}
+	sets = append(sets, images)
 	build := recordOf(selection, chain, sets)
 	launcher, err := b.launcher(ctx, chain)
 	if err != nil {

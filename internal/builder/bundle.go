@@ -177,7 +177,7 @@ func (s *backgroundSum) finish() string {
 
 // launcher compiles cmd/k3s9p, without a distribution in it.
 func (b *Builder) launcher(ctx context.Context, chain record.Toolchain) (string, error) {
-	key, err := b.launcherKey(chain)
+	key, err := b.sourcesKey(chain, "go.mod", "go.sum", "cmd", "internal")
 	if err != nil {
 		return "", err
 	}
@@ -203,10 +203,10 @@ func (b *Builder) launcher(ctx context.Context, chain record.Toolchain) (string,
 	return file, nil
 }
 
-// launcherKey is the digest of the sources of the launcher.
-func (b *Builder) launcherKey(chain record.Toolchain) (string, error) {
+// sourcesKey is the digest of some of this repository's own sources.
+func (b *Builder) sourcesKey(chain record.Toolchain, roots ...string) (string, error) {
 	parts := []string{outputFormat, chain.Go, chain.Platform}
-	for _, root := range []string{"go.mod", "go.sum", "cmd", "internal"} {
+	for _, root := range roots {
 		err := filepath.WalkDir(filepath.Join(b.Root, root), func(path string, entry fs.DirEntry, err error) error {
 			if errors.Is(err, os.ErrNotExist) {
 				return nil

@@ -251,19 +251,17 @@ func (b *Builder) sandboxPrograms(ctx context.Context, selection Selection) (str
 			return "", err
 		}
 	}
-	for name, pkg := range map[string]string{"inside": "./test/gvisor/inside", "web": "./test/web", "pause": "./cmd/pause"} {
+	for name, pkg := range map[string]string{"inside": "./test/gvisor/inside", "web": "./test/web"} {
 		_, err := b.run(ctx, command{dir: b.Root, env: b.goEnv(false), args: []string{
 			"go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", filepath.Join(dir, name), pkg}})
 		if err != nil {
 			return "", err
 		}
 	}
-	for _, name := range []string{"pause", "web"} {
-		if err := image.Save(filepath.Join(dir, name+".tar"), "k3s9p.local/"+name+":1", filepath.Join(dir, name)); err != nil {
-			return "", err
-		}
+	if err := image.Save(filepath.Join(dir, "web.tar"), "k3s9p.local/web:1", filepath.Join(dir, "web")); err != nil {
+		return "", err
 	}
-	return dir, nil
+	return dir, linkFile(b.dist("images", "pause.tar"), filepath.Join(dir, "pause.tar"))
 }
 
 // linkPrograms makes a set and links its programs into dir.

@@ -32,7 +32,15 @@ type Kubelet struct {
 	// size says nothing about this node: see [foreignDiskEviction].
 	ForeignDisk bool   `json:"foreignDisk"`
 	RootDir     string `json:"rootDir"`
-	// StaticPods is a folder of manifests that run without an apiserver.
+	// Cgroup is the parent of the cgroups of all pods; empty is the root.
+	Cgroup string `json:"cgroup,omitempty"`
+	// ClientCA is the file of the authority of those who may ask the kubelet.
+	ClientCA string `json:"clientCA,omitempty"`
+	// DNS is the address of the cluster's DNS server, and Resolver the resolv.conf
+	// that pods with dnsPolicy Default get; empty for none.
+	DNS      string `json:"dns,omitempty"`
+	Resolver string `json:"resolver,omitempty"`
+	// StaticPods is a directory of manifests that run without an apiserver.
 	StaticPods string `json:"staticPods,omitempty"`
 	// Standalone opens the kubelet's read-only port, and its API to anybody: for a
 	// node without an apiserver to ask who somebody is.
@@ -43,6 +51,9 @@ type Kubelet struct {
 type Containerd struct {
 	Root  string `json:"root"`
 	State string `json:"state"`
+	// RootOnTmpfs puts images and containers into memory, where overlayfs works on
+	// a tmpfs and not on the root filesystem.
+	RootOnTmpfs bool `json:"rootOnTmpfs,omitempty"`
 	// Snapshotter is overlayfs or native.
 	Snapshotter string `json:"snapshotter"`
 	// UnprivilegedPorts lets pods bind ports below 1024 and send pings without a
@@ -60,6 +71,11 @@ type Network struct {
 	// Plugin is bridge or ptp.
 	Plugin  string `json:"plugin"`
 	PodCIDR string `json:"podCIDR"`
+	// MTU of the bridge and of pods, in bytes; 0 is the kernel's default.
+	MTU int `json:"mtu,omitempty"`
+	// State is the directory that addresses in use are recorded in; empty is the
+	// plugin's default.
+	State string `json:"state,omitempty"`
 	// Masquerade lets the plugin rewrite the source of what leaves the node.
 	Masquerade bool `json:"masquerade"`
 }
@@ -102,7 +118,18 @@ func (s Settings) KubeletConfig() ([]byte, error) {
 		"cgroupDriver":             "cgroupfs",
 		"containerRuntimeEndpoint": "unix://" + s.Containerd.Socket(),
 		"failSwapOn":               false,
-		"resolvConf":               "",
+		"resolvConf":               s.Kubelet.Resolver,
+	}
+	if s.Kubelet.Cgroup != "" {
+		c["cgroupRoot"] = s.Kubelet.Cgroup
+	}
+	if s.Kubelet.ClientCA != "" {
+		c["authentication"] = object{"x509": object{"clientCAFile": s.Kubelet.ClientCA}, "webhook": object{"enabled": true}, "anonymous": object{"enabled": false}}
+		c["authorization"] = object{"mode": "Webhook"}
+		c["volumePluginDir"] = filepath.Join(s.Kubelet.RootDir, "volume-plugins")
+	}
+	if s.Kubelet.DNS != "" {
+		c["clusterDNS"], c["clusterDomain"] = []string{s.Kubelet.DNS}, "cluster.local"
 	}
 	if s.Kubelet.StaticPods != "" {
 		c["staticPodPath"] = s.Kubelet.StaticPods
@@ -131,16 +158,20 @@ func (s Settings) ContainerdConfig() ([]byte, error) {
 		"version": 4,
 		"root":    c.Root,
 		"state":   c.State,
-		"grpc":    table{"address": c.Socket()},
 		"plugins": table{
+			"io.containerd.server.v1.grpc":  table{"address": c.Socket()},
+			"io.containerd.server.v1.ttrpc": table{"address": c.Socket() + ".ttrpc"},
+			"io.containerd.internal.v1.opt": table{"path": filepath.Join(c.Root, "opt")},
 			"io.containerd.cri.v1.images": table{
 				"snapshotter":   c.Snapshotter,
 				"pinned_images": table{"sandbox": c.PauseImage},
 			},
+			"io.containerd.nri.v1.nri": table{"disable": true}, // its socket would be outside of the node's directories
 			"io.containerd.cri.v1.runtime": table{
-				"enable_unprivileged_ports": c.UnprivilegedPorts,
-				"enable_unprivileged_icmp":  c.UnprivilegedPorts,
-				"cni":                       table{"bin_dirs": []string{c.Plugins}, "conf_dir": c.Networks},
+				"netns_mounts_under_state_dir": true,
+				"enable_unprivileged_ports":    c.UnprivilegedPorts,
+				"enable_unprivileged_icmp":     c.UnprivilegedPorts,
+				"cni":                          table{"bin_dirs": []string{c.Plugins}, "conf_dir": c.Networks},
 			},
 		},
 	})
@@ -152,11 +183,18 @@ func (s Settings) Conflist() ([]byte, error) {
 	plugin := object{
 		"type":   s.Network.Plugin,
 		"ipMasq": s.Network.Masquerade,
-		"ipam": object{
-			"type":   "host-local",
-			"ranges": [][]object{{{"subnet": s.Network.PodCIDR}}},
-			"routes": []object{{"dst": "0.0.0.0/0"}},
-		},
+	}
+	ipam := object{
+		"type":   "host-local",
+		"ranges": [][]object{{{"subnet": s.Network.PodCIDR}}},
+		"routes": []object{{"dst": "0.0.0.0/0"}},
+	}
+	if s.Network.State != "" {
+		ipam["dataDir"] = s.Network.State
+	}
+	plugin["ipam"] = ipam
+	if s.Network.MTU > 0 {
+		plugin["mtu"] = s.Network.MTU
 	}
 	switch s.Network.Plugin {
 	case "bridge":

@@ -1,0 +1,84 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"k3s9p/internal/node"
+	"k3s9p/internal/progress"
+)
+
+func statusCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "status",
+		Short:   "Show what runs, since when, and how much memory it uses",
+		Example: "  k3s9p status -o json",
+		Args:    cobra.NoArgs,
+	}
+	output := outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		asJSON, err := output()
+		if err != nil {
+			return err
+		}
+		state, err := node.Status(dataDir(cmd))
+		if err != nil {
+			return err
+		}
+		if asJSON {
+			return printJSON(cmd.OutOrStdout(), state)
+		}
+		return printStatus(cmd.OutOrStdout(), state)
+	}
+	return cmd
+}
+
+func printStatus(w io.Writer, s node.State) error {
+	switch s.Phase {
+	case node.Stopped:
+		if s.Cluster == nil {
+			fmt.Fprintln(w, "there is no cluster; next: k3s9p up")
+			return nil
+		}
+		fmt.Fprintf(w, "stopped; the data is in %s; next: k3s9p up\n", s.DataDir)
+		return nil
+	case node.Killed:
+		fmt.Fprintln(w, "the node was killed; next: k3s9p up continues, k3s9p down cleans up")
+	default:
+		fmt.Fprintf(w, "%s for %s\n", s.Phase, progress.Elapsed(time.Since(s.Since)))
+	}
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, row := range [][2]string{
+		{"node", s.Cluster.NodeName}, {"Kubernetes", s.Version}, {"apiserver", s.Server},
+		{"pods", s.Cluster.PodCIDR().String()}, {"Services", s.Cluster.ServiceCIDR.String()},
+		{"images", images(s)}, {"egress", s.Egress}, {"data", s.DataDir},
+	} {
+		if row[1] != "" {
+			fmt.Fprintf(table, "%s\t%s\n", row[0], row[1])
+		}
+	}
+	fmt.Fprintln(table)
+	fmt.Fprintln(table, "PROGRAM\tPROCESS\tSINCE\tRESTARTS\tMEMORY\tLAST EXIT")
+	var total int64
+	for _, p := range s.Programs {
+		process, since := "–", ""
+		if p.PID > 0 {
+			process, since = fmt.Sprint(p.PID), progress.Elapsed(time.Since(p.Since))
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%s\t%s\n", p.Name, process, since, p.Restarts, progress.Size(p.RSS), p.LastExit)
+		total += p.RSS
+	}
+	fmt.Fprintf(table, "all\t\t\t\t%s\t\n", progress.Size(total))
+	return table.Flush()
+}
+
+func images(s node.State) string {
+	if s.Tmpfs {
+		return s.Snapshotter + ", in memory: they are gone after down"
+	}
+	return s.Snapshotter
+}

@@ -1,0 +1,84 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"k3s9p/internal/node"
+	"k3s9p/internal/progress"
+)
+
+func upCommand() *cobra.Command {
+	var o node.Options
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Bring up the cluster: fix what this machine lacks, start, wait for Ready",
+		Long: `Bring up a cluster of one node on this machine, and keep it running until Ctrl-C.
+
+What the machine lacks is found out by trying it, and fixed where it can be; all of
+it is taken back at the end. With --detach the command returns when the node is
+Ready, and k3s9p down ends it.`,
+		Example: `  k3s9p up                       # until Ctrl-C
+  k3s9p up --detach              # in the background
+  k3s9p up --images ./images     # import image archives, now and when they appear
+  k3s9p up --kubelet-arg max-pods=20`,
+		Args: cobra.NoArgs,
+	}
+	dryRun := cmd.Flags().Bool("dry-run", false, "say what would be done, and change nothing")
+	cmd.Flags().BoolVar(&o.Detach, "detach", false, "return when the node is Ready, and leave it running")
+	cmd.Flags().DurationVar(&o.Wait, "wait", node.DefaultWait, "how long the node may take to be Ready")
+	cmd.Flags().StringVar(&o.Images, "images", "", "a directory with image archives to import")
+	cmd.Flags().StringVar(&o.NodeName, "node-name", "", "the name of the node (default: the host name)")
+	cmd.Flags().StringVar(&o.ClusterCIDR, "cluster-cidr", "", "the network of pods (default: 10.42.0.0/16, or another one that is free)")
+	cmd.Flags().StringVar(&o.ServiceCIDR, "service-cidr", "", "the network of Services (default: 10.43.0.0/16, or another one that is free)")
+	cmd.Flags().StringArrayVar(&o.KubeletArgs, "kubelet-arg", nil, "a further flag of the kubelet, as name=value; may be repeated")
+	cmd.Flags().StringArrayVar(&o.APIServerArgs, "kube-apiserver-arg", nil, "the same for kube-apiserver")
+	cmd.Flags().StringArrayVar(&o.ControllerManagerArgs, "kube-controller-manager-arg", nil, "the same for kube-controller-manager")
+	cmd.Flags().StringArrayVar(&o.SchedulerArgs, "kube-scheduler-arg", nil, "the same for kube-scheduler")
+	_ = cmd.MarkFlagDirname("images")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		o.DataDir = dataDir(cmd)
+		if *dryRun {
+			return explain(dry(cmd, o))
+		}
+		return explain(node.Up(o, func() {
+			w := cmd.OutOrStdout()
+			fmt.Fprintln(w, "the cluster is ready; next: k3s9p kubectl get nodes")
+			if o.Detach {
+				fmt.Fprintln(w, "it runs in the background until k3s9p down")
+				return
+			}
+			fmt.Fprintln(w, "it runs until Ctrl-C")
+		}))
+	}
+	return cmd
+}
+
+func downCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "down",
+		Short: "Stop the cluster, and take back every change of the machine",
+		Example: `  k3s9p down             # the next up continues where it was
+  k3s9p down --purge     # the data goes as well`,
+		Args: cobra.NoArgs,
+	}
+	purge := cmd.Flags().Bool("purge", false, "also remove the data directory: volumes, images, the cluster itself")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		o := node.Options{DataDir: dataDir(cmd)}
+		worked, err := node.Down(o, *purge, progress.New(false))
+		if err != nil {
+			return err
+		}
+		switch {
+		case !worked:
+			fmt.Fprintln(cmd.OutOrStdout(), "nothing runs, and there is nothing to take back")
+		case *purge:
+			fmt.Fprintf(cmd.OutOrStdout(), "the cluster is stopped, and nothing of it is left\n")
+		default:
+			fmt.Fprintf(cmd.OutOrStdout(), "the cluster is stopped; its data stays in %s; next: k3s9p up, or k3s9p down --purge\n", o.DataDir)
+		}
+		return nil
+	}
+	return cmd
+}

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"k3s9p/internal/hint"
+	"k3s9p/internal/node"
+)
+
+func kubectlCommand() *cobra.Command {
+	return passthrough("kubectl", "Run kubectl against the cluster", "  k3s9p kubectl get pods -A", func(p node.Paths) ([]string, []string) {
+		return nil, []string{"KUBECONFIG=" + p.Kubeconfig()}
+	})
+}
+
+func ctrCommand() *cobra.Command {
+	return passthrough("ctr", "Run ctr, the client of containerd, in the namespace of Kubernetes", "  k3s9p ctr images list", func(p node.Paths) ([]string, []string) {
+		return []string{"--address=" + p.Containerd(), "--namespace=k8s.io"}, nil
+	})
+}
+
+// passthrough runs a program of the distribution in place of this one.
+func passthrough(name, short, example string, with func(node.Paths) (args, env []string)) *cobra.Command {
+	return &cobra.Command{
+		Use:                name + " ARGUMENTS…",
+		Short:              short,
+		Example:            example,
+		DisableFlagParsing: true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p := node.Paths{Data: dataDir(cmd)}
+			program, err := p.Program(name)
+			if err != nil {
+				return err
+			}
+			if _, err := os.Open(p.Kubeconfig()); errors.Is(err, os.ErrPermission) {
+				return hint.Add(err, "the cluster belongs to root: sudo k3s9p %s …", name)
+			}
+			more, env := with(p)
+			argv := append(append([]string{name}, more...), args...)
+			return fmt.Errorf("run %s: %w", program, unix.Exec(program, argv, append(os.Environ(), env...)))
+		},
+	}
+}
+
+func kubeconfigCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "kubeconfig",
+		Short:   "Print a kubeconfig for other clients on this machine",
+		Example: "  k3s9p kubeconfig > ~/.kube/config",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			data, err := os.ReadFile(node.Paths{Data: dataDir(cmd)}.Kubeconfig())
+			if errors.Is(err, os.ErrNotExist) {
+				return hint.Add(fmt.Errorf("there is no cluster in %s", dataDir(cmd)), "k3s9p up makes one")
+			}
+			if err == nil {
+				_, err = cmd.OutOrStdout().Write(data)
+			}
+			return err
+		},
+	}
+}
+
+func logsCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "logs [PROGRAM]",
+		Short: "Show the log of a program of the node, or name them",
+		Example: `  k3s9p logs                     # which there are
+  k3s9p logs kubelet --follow`,
+		Args: cobra.MaximumNArgs(1),
+		ValidArgsFunction: func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+			return logNames(cmd), cobra.ShellCompDirectiveNoFileComp
+		},
+	}
+	follow := cmd.Flags().BoolP("follow", "f", false, "go on as lines are written")
+	lines := cmd.Flags().Int("tail", 100, "how many lines from the end, 0 for none, -1 for all")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		dir := node.Paths{Data: dataDir(cmd)}.Logs()
+		names := logNames(cmd)
+		if len(names) == 0 {
+			return hint.Add(fmt.Errorf("there are no logs in %s", dir), "k3s9p up starts a node")
+		}
+		if len(args) == 0 {
+			for _, name := range names {
+				fmt.Fprintf(cmd.OutOrStdout(), "%-26s %s\n", name, filepath.Join(dir, name+".log"))
+			}
+			return nil
+		}
+		file := filepath.Join(dir, args[0]+".log")
+		if _, err := os.Stat(file); err != nil {
+			return hint.Add(fmt.Errorf("there is no log of %q", args[0]), "k3s9p logs names them")
+		}
+		return showLog(cmd.Context(), cmd.OutOrStdout(), file, *lines, *follow)
+	}
+	return cmd
+}

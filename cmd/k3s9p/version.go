@@ -1,0 +1,67 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"k3s9p/internal/bundle"
+	"k3s9p/internal/hint"
+)
+
+func versionCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "version",
+		Short: "Show upstream versions, patches with digests, and sources with sums",
+		Args:  cobra.NoArgs,
+	}
+	output := outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		asJSON, err := output()
+		if err != nil {
+			return err
+		}
+		return withBundle(func(b *bundle.Bundle) error { return printVersion(cmd.OutOrStdout(), b, asJSON) })
+	}
+	return cmd
+}
+
+func printVersion(w io.Writer, b *bundle.Bundle, asJSON bool) error {
+	build, err := b.Build()
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		return printJSON(w, build)
+	}
+	fmt.Fprintf(w, "%s %s (%s, %s)\n", build.Distribution, build.Version, build.Toolchain.Go, build.Toolchain.Platform)
+	for _, set := range build.Sets {
+		fmt.Fprintf(w, "  %-12s %s\n", set.Name, set.Version)
+		for _, p := range set.Patches {
+			fmt.Fprintf(w, "    %.12s  %s: %s\n", p.Digest, p.Module, p.Description)
+		}
+	}
+	return nil
+}
+
+func unpackCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "unpack DIR",
+		Short:   "Verify the distribution and write its files to a new directory",
+		Example: "  k3s9p unpack /opt/k3s9p",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			err := withBundle(func(b *bundle.Bundle) error { return b.Unpack(args[0]) })
+			if errors.Is(err, os.ErrExist) {
+				return hint.Add(err, "name a directory that does not exist yet")
+			}
+			if err == nil {
+				fmt.Fprintf(cmd.OutOrStdout(), "the programs are in %s/bin, the CNI plugins in %s/cni\n", args[0], args[0])
+			}
+			return err
+		},
+	}
+}

@@ -1,0 +1,94 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+
+	"sigs.k8s.io/yaml"
+)
+
+// port is the apiserver's.
+const port = 6443
+
+// validity of certificates: the ten years that kubeadm gives its authorities. A
+// sandbox has nobody who would renew them.
+const validity = "87600h"
+
+// kubeadmConfig is what kubeadm's phases are told (kubeadm.k8s.io/v1beta4).
+func (n *Node) kubeadmConfig() ([]byte, error) {
+	type object = map[string]any
+	var config bytes.Buffer
+	for _, document := range []object{
+		{
+			"apiVersion": "kubeadm.k8s.io/v1beta4", "kind": "InitConfiguration",
+			"localAPIEndpoint": object{"advertiseAddress": n.cluster.Address().String(), "bindPort": port},
+			"nodeRegistration": object{"name": n.cluster.NodeName, "criSocket": "unix://" + n.paths.Containerd()},
+		},
+		{
+			"apiVersion": "kubeadm.k8s.io/v1beta4", "kind": "ClusterConfiguration",
+			"kubernetesVersion":           strings.Split(n.version, "+")[0],
+			"certificatesDir":             n.paths.pki(),
+			"certificateValidityPeriod":   validity,
+			"caCertificateValidityPeriod": validity,
+			"encryptionAlgorithm":         "ECDSA-P256",
+			// An external datastore needs no certificates of etcd; kine is a socket.
+			"etcd":       object{"external": object{"endpoints": []string{"http://127.0.0.1:2379"}}},
+			"networking": object{"serviceSubnet": n.cluster.ServiceCIDR.String(), "podSubnet": n.cluster.ClusterCIDR.String()},
+			"apiServer":  object{"certSANs": []string{"127.0.0.1", "localhost", n.cluster.NodeName}},
+		},
+	} {
+		data, err := yaml.Marshal(document)
+		if err != nil {
+			return nil, err
+		}
+		config.WriteString("---\n")
+		config.Write(data)
+	}
+	return config.Bytes(), nil
+}
+
+// certificates makes the authorities, certificates and kubeconfigs, or keeps those
+// that are there, as kubeadm does.
+func (n *Node) certificates(ctx context.Context) error {
+	config, err := n.kubeadmConfig()
+	if err != nil {
+		return err
+	}
+	file := n.paths.etc("kubeadm.yaml")
+	if err := writeFile(file, config, 0o600); err != nil {
+		return err
+	}
+	const complete = "complete" // kubeadm was not interrupted
+	if _, err := os.Stat(n.paths.pkiFile(complete)); err == nil {
+		return nil
+	}
+	if _, err := n.kubeadm(ctx, "init", "phase", "certs", "all", "--config="+file); err != nil {
+		return err
+	}
+	if _, err := n.kubeadm(ctx, "init", "phase", "kubeconfig", "all", "--config="+file, "--kubeconfig-dir="+n.paths.at("kubeconfig")); err != nil {
+		return err
+	}
+	dns, err := n.kubeadm(ctx, "kubeconfig", "user", "--config="+file, "--client-name="+dnsUser, "--validity-period="+validity)
+	if err != nil {
+		return err
+	}
+	if err := writeFile(n.paths.conf("coredns"), dns, 0o600); err != nil {
+		return err
+	}
+	return writeFile(n.paths.pkiFile(complete), nil, 0o600)
+}
+
+func (n *Node) kubeadm(ctx context.Context, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, n.program("kubeadm"), args...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	output, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("kubeadm %s: %w: %s", strings.Join(args[:min(4, len(args))], " "), err, strings.TrimSpace(stderr.String()+string(output)))
+	}
+	return output, nil
+}

@@ -1,0 +1,133 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"sigs.k8s.io/yaml"
+)
+
+// client asks the apiserver the few things that bringing a node up needs. client-go
+// would add a third to the size of the launcher for them.
+type client struct {
+	http   *http.Client
+	server string
+}
+
+// kubeconfig is the part that kubeadm writes (client-go tools/clientcmd/api/v1).
+type kubeconfig struct {
+	Clusters []struct {
+		Cluster struct {
+			Server string `json:"server"`
+			CA     []byte `json:"certificate-authority-data"`
+		} `json:"cluster"`
+	} `json:"clusters"`
+	Users []struct {
+		User struct {
+			Certificate []byte `json:"client-certificate-data"`
+			Key         []byte `json:"client-key-data"`
+		} `json:"user"`
+	} `json:"users"`
+}
+
+func newClient(file string) (*client, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	var config kubeconfig
+	if err := yaml.Unmarshal(data, &config); err != nil || len(config.Clusters) == 0 || len(config.Users) == 0 {
+		return nil, errors.Join(fmt.Errorf("%s is not a kubeconfig with a cluster and a user", file), err)
+	}
+	pair, err := tls.X509KeyPair(config.Users[0].User.Certificate, config.Users[0].User.Key)
+	if err != nil {
+		return nil, fmt.Errorf("the certificate in %s: %w", file, err)
+	}
+	authorities := x509.NewCertPool()
+	if !authorities.AppendCertsFromPEM(config.Clusters[0].Cluster.CA) {
+		return nil, fmt.Errorf("%s has no certificate authority", file)
+	}
+	return &client{
+		server: config.Clusters[0].Cluster.Server,
+		http: &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+			// Not by the proxy of the environment: it is on this machine.
+			TLSClientConfig: &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: authorities},
+		}},
+	}, nil
+}
+
+// get reads an object. With nil for into the answer only has to be 200.
+func (c *client) get(ctx context.Context, path string, into any) error {
+	data, err := c.do(ctx, http.MethodGet, path, nil)
+	if err == nil && into != nil {
+		err = json.Unmarshal(data, into)
+	}
+	return err
+}
+
+// create makes an object. That it exists is no error.
+func (c *client) create(ctx context.Context, path string, object any) error {
+	data, err := json.Marshal(object)
+	if err != nil {
+		return err
+	}
+	_, err = c.do(ctx, http.MethodPost, path, data)
+	var failed *statusError
+	if errors.As(err, &failed) && failed.code == http.StatusConflict {
+		return nil
+	}
+	return err
+}
+
+// statusError is an answer that is not a success.
+type statusError struct {
+	method, path string
+	code         int
+	answer       string
+}
+
+func (e *statusError) Error() string {
+	return fmt.Sprintf("the apiserver answers %s %s with %d: %s", e.method, e.path, e.code, e.answer)
+}
+
+func (c *client) do(ctx context.Context, method, path string, body []byte) ([]byte, error) {
+	request, err := http.NewRequestWithContext(ctx, method, c.server+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	request.Header.Set("Content-Type", "application/json")
+	request.Header.Set("Accept", "application/json")
+	response, err := c.http.Do(request)
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	data, err := io.ReadAll(response.Body)
+	if err != nil {
+		return nil, err
+	}
+	if response.StatusCode >= 300 {
+		return nil, &statusError{method, path, response.StatusCode, strings.TrimSpace(string(data[:min(len(data), 400)]))}
+	}
+	return data, nil
+}
+
+// dials reports whether somebody listens.
+func dials(network, address string) error {
+	conn, err := net.DialTimeout(network, address, time.Second)
+	if err == nil {
+		conn.Close()
+	}
+	return err
+}

@@ -1,0 +1,148 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// The programs of a node, as they are called in status and logs.
+const (
+	kine              = "kine"
+	apiserver         = "kube-apiserver"
+	controllerManager = "kube-controller-manager"
+	scheduler         = "kube-scheduler"
+	containerd        = "containerd"
+	kubelet           = "kubelet"
+	coredns           = "coredns"
+)
+
+// datastore starts kine: the etcd API on SQLite.
+func (n *Node) datastore(context.Context) error {
+	if err := os.MkdirAll(filepath.Dir(n.paths.database()), 0o700); err != nil {
+		return err
+	}
+	return n.start(kine, 10*time.Second, "kine",
+		"--endpoint=sqlite://"+n.paths.database()+"?_journal=WAL&cache=shared&_busy_timeout=30000&_txlock=immediate",
+		"--listen-address=unix://"+n.paths.datastore(),
+		"--metrics-bind-address=0")
+}
+
+func (n *Node) apiserver(ctx context.Context) error {
+	pki := n.paths.pkiFile
+	args := []string{
+		"--advertise-address=" + n.cluster.Address().String(),
+		fmt.Sprintf("--secure-port=%d", port),
+		"--etcd-servers=unix://" + n.paths.datastore(),
+		"--service-cluster-ip-range=" + n.cluster.ServiceCIDR.String(),
+		"--authorization-mode=Node,RBAC",
+		"--enable-admission-plugins=NodeRestriction",
+		"--enable-bootstrap-token-auth=true",
+		"--allow-privileged=true",
+		"--client-ca-file=" + pki("ca.crt"),
+		"--tls-cert-file=" + pki("apiserver.crt"),
+		"--tls-private-key-file=" + pki("apiserver.key"),
+		"--kubelet-client-certificate=" + pki("apiserver-kubelet-client.crt"),
+		"--kubelet-client-key=" + pki("apiserver-kubelet-client.key"),
+		// The name of a node in a sandbox resolves for nobody.
+		"--kubelet-preferred-address-types=InternalIP,Hostname",
+		"--proxy-client-cert-file=" + pki("front-proxy-client.crt"),
+		"--proxy-client-key-file=" + pki("front-proxy-client.key"),
+		"--requestheader-client-ca-file=" + pki("front-proxy-ca.crt"),
+		"--requestheader-allowed-names=front-proxy-client",
+		"--requestheader-extra-headers-prefix=X-Remote-Extra-",
+		"--requestheader-group-headers=X-Remote-Group",
+		"--requestheader-username-headers=X-Remote-User",
+		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+		"--service-account-key-file=" + pki("sa.pub"),
+		"--service-account-signing-key-file=" + pki("sa.key"),
+		"--endpoint-reconciler-type=lease",
+	}
+	if err := n.supervisor.Await(ctx, func(context.Context) error { return dials("unix", n.paths.datastore()) }, kine); err != nil {
+		return err
+	}
+	if err := n.start(apiserver, 20*time.Second, "kube-apiserver", append(args, flagsOf(n.options.APIServerArgs)...)...); err != nil {
+		return err
+	}
+	client, err := newClient(n.paths.conf("super-admin"))
+	if err != nil {
+		return err
+	}
+	n.client = client
+	return n.supervisor.Await(ctx, func(ctx context.Context) error { return client.get(ctx, "/readyz", nil) }, kine, apiserver)
+}
+
+// roles binds the users of kubeadm's certificates to what they may do; kubeadm does
+// the same at the end of its init.
+func (n *Node) roles(ctx context.Context) error {
+	group := func(name string) rbacv1.Subject {
+		return rbacv1.Subject{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: name}
+	}
+	user := func(name string) rbacv1.Subject {
+		return rbacv1.Subject{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: name}
+	}
+	const bindings = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"
+	dns := rbacv1.ClusterRole{
+		TypeMeta:   metav1.TypeMeta{APIVersion: rbacv1.SchemeGroupVersion.String(), Kind: "ClusterRole"},
+		ObjectMeta: metav1.ObjectMeta{Name: dnsUser},
+		Rules: []rbacv1.PolicyRule{
+			{APIGroups: []string{""}, Resources: []string{"services", "pods", "namespaces"}, Verbs: []string{"list", "watch"}},
+			{APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}, Verbs: []string{"list", "watch"}},
+		},
+	}
+	if err := n.client.create(ctx, "/apis/rbac.authorization.k8s.io/v1/clusterroles", dns); err != nil {
+		return err
+	}
+	for _, binding := range []struct {
+		name, role string
+		subject    rbacv1.Subject
+	}{
+		{"kubeadm:cluster-admins", "cluster-admin", group("kubeadm:cluster-admins")},
+		{"k3s9p:kubelet-api-admin", "system:kubelet-api-admin", user("kube-apiserver-kubelet-client")},
+		{dnsUser, dnsUser, user(dnsUser)},
+	} {
+		err := n.client.create(ctx, bindings, rbacv1.ClusterRoleBinding{
+			TypeMeta:   metav1.TypeMeta{APIVersion: rbacv1.SchemeGroupVersion.String(), Kind: "ClusterRoleBinding"},
+			ObjectMeta: metav1.ObjectMeta{Name: binding.name},
+			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: binding.role},
+			Subjects:   []rbacv1.Subject{binding.subject},
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// controllers starts what makes objects come true.
+func (n *Node) controllers(context.Context) error {
+	pki := n.paths.pkiFile
+	common := func(user string) []string {
+		conf := n.paths.conf(user)
+		return []string{"--kubeconfig=" + conf, "--authentication-kubeconfig=" + conf, "--authorization-kubeconfig=" + conf,
+			"--bind-address=127.0.0.1", "--leader-elect=false"}
+	}
+	manager := append(common("controller-manager"),
+		"--client-ca-file="+pki("ca.crt"),
+		"--requestheader-client-ca-file="+pki("front-proxy-ca.crt"),
+		"--cluster-signing-cert-file="+pki("ca.crt"),
+		"--cluster-signing-key-file="+pki("ca.key"),
+		"--root-ca-file="+pki("ca.crt"),
+		"--service-account-private-key-file="+pki("sa.key"),
+		"--use-service-account-credentials=true",
+		"--service-cluster-ip-range="+n.cluster.ServiceCIDR.String(),
+		"--cluster-cidr="+n.cluster.ClusterCIDR.String(),
+		"--allocate-node-cidrs=false", // the one node's are in the configuration of its network
+		"--controllers=*,bootstrapsigner,tokencleaner",
+		"--flex-volume-plugin-dir="+n.paths.kubelet()+"/volume-plugins",
+	)
+	return errors.Join(
+		n.start(controllerManager, 10*time.Second, "kube-controller-manager", append(manager, flagsOf(n.options.ControllerManagerArgs)...)...),
+		n.start(scheduler, 10*time.Second, "kube-scheduler", append(common("scheduler"), flagsOf(n.options.SchedulerArgs)...)...))
+}

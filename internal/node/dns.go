@@ -1,0 +1,79 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+// dnsUser is who the DNS server is to the apiserver, and its role.
+const dnsUser = "k3s9p:coredns"
+
+// corefile is the configuration of CoreDNS (its plugins kubernetes, forward, cache).
+const corefile = `.:53 {
+    bind %s
+    errors
+    kubernetes cluster.local in-addr.arpa ip6.arpa {
+        kubeconfig %s
+        pods insecure
+        fallthrough in-addr.arpa ip6.arpa
+        ttl 30
+    }
+    forward . %s {
+        max_concurrent 1000
+    }
+    cache 30
+    loadbalance
+}
+`
+
+// dns starts CoreDNS as a process of the node, at the address that pods are told.
+func (n *Node) dns(ctx context.Context) error {
+	service := corev1.Service{
+		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Service"},
+		ObjectMeta: metav1.ObjectMeta{Name: "kube-dns", Namespace: metav1.NamespaceSystem,
+			Labels: map[string]string{"k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS"}},
+		// No selector: what answers is no pod. The Service keeps the address.
+		Spec: corev1.ServiceSpec{ClusterIP: n.cluster.DNS().String(), Ports: []corev1.ServicePort{
+			{Name: "dns", Protocol: corev1.ProtocolUDP, Port: 53, TargetPort: intstr.FromInt32(53)},
+			{Name: "dns-tcp", Protocol: corev1.ProtocolTCP, Port: 53, TargetPort: intstr.FromInt32(53)},
+		}},
+	}
+	if err := n.client.create(ctx, "/api/v1/namespaces/kube-system/services", service); err != nil {
+		return err
+	}
+	const resolver = "/etc/resolv.conf"
+	forward := resolver
+	if _, err := os.Stat(resolver); err != nil {
+		forward = "127.0.0.1:9" // nobody: names outside of the cluster fail at once
+	}
+	file := n.paths.etc("Corefile")
+	if err := writeFile(file, fmt.Appendf(nil, corefile, n.cluster.DNS(), n.paths.conf("coredns"), forward), 0o644); err != nil {
+		return err
+	}
+	return n.start(coredns, 10*time.Second, "coredns", "-conf="+file)
+}
+
+// dnsAnswers asks the DNS server for the address of the apiserver's Service.
+func (n *Node) dnsAnswers(ctx context.Context) error {
+	server := net.JoinHostPort(n.cluster.DNS().String(), "53")
+	resolver := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, server)
+	}}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	addresses, err := resolver.LookupHost(ctx, "kubernetes.default.svc.cluster.local.")
+	if err != nil {
+		return fmt.Errorf("ask the DNS server at %s: %w", server, err)
+	}
+	if len(addresses) != 1 || addresses[0] != n.cluster.APIService().String() {
+		return fmt.Errorf("the DNS server at %s says that the apiserver's Service has %v", server, addresses)
+	}
+	return nil
+}

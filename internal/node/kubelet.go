@@ -1,0 +1,96 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+func (n *Node) kubelet(context.Context) error {
+	args := append([]string{
+		"--config=" + n.files.Kubelet,
+		"--kubeconfig=" + n.paths.conf("kubelet"),
+		"--root-dir=" + n.settings.Kubelet.RootDir,
+		"--cert-dir=" + n.paths.pkiFile("kubelet"),
+		"--hostname-override=" + n.cluster.NodeName,
+		"--node-ip=" + n.cluster.Address().String(),
+	}, flagsOf(n.options.KubeletArgs)...)
+	return n.start(kubelet, 10*time.Second, "kubelet", args...)
+}
+
+// cgroup is the parent of the cgroups of all pods, in each hierarchy.
+const cgroup = "/k3s9p"
+
+// makeCgroup makes it; the kubelet demands that it exists.
+func makeCgroup() error {
+	if v2, err := unified(); err != nil {
+		return err
+	} else if v2 {
+		return enableControllers()
+	}
+	hierarchies, err := os.ReadDir(cgroupRoot)
+	if err != nil {
+		return err
+	}
+	made := 0
+	for _, hierarchy := range hierarchies {
+		dir := filepath.Join(cgroupRoot, hierarchy.Name())
+		info, err := os.Stat(dir)
+		if err != nil || !info.IsDir() {
+			continue
+		}
+		if err := os.Mkdir(dir+cgroup, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return fmt.Errorf("make a cgroup: %w", err)
+		}
+		// A new cpuset has no processors until it is told (kernel documentation,
+		// admin-guide/cgroup-v1/cpusets).
+		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+			if value, err := os.ReadFile(filepath.Join(dir, file)); err == nil {
+				if err := os.WriteFile(filepath.Join(dir+cgroup, file), value, 0o644); err != nil {
+					return fmt.Errorf("give a cgroup its processors: %w", err)
+				}
+			}
+		}
+		made++
+	}
+	if made == 0 {
+		return fmt.Errorf("there is no hierarchy of cgroups in %s", cgroupRoot)
+	}
+	return nil
+}
+
+// nodeReady asks for the condition Ready of the node.
+func (n *Node) nodeReady(ctx context.Context) error {
+	var node corev1.Node
+	if err := n.client.get(ctx, "/api/v1/nodes/"+n.cluster.NodeName, &node); err != nil {
+		return err
+	}
+	for _, condition := range node.Status.Conditions {
+		if condition.Type == corev1.NodeReady {
+			if condition.Status == corev1.ConditionTrue {
+				return nil
+			}
+			return fmt.Errorf("the node is not Ready: %s", condition.Message)
+		}
+	}
+	return errors.New("the kubelet has not said yet whether the node is Ready")
+}
+
+// ready waits until a user can run a pod: the node is Ready, pods have a service
+// account, names resolve.
+func (n *Node) ready(ctx context.Context) error {
+	account := func(ctx context.Context) error {
+		return n.client.get(ctx, "/api/v1/namespaces/default/serviceaccounts/default", nil)
+	}
+	for _, condition := range []func(context.Context) error{n.nodeReady, account, n.dnsAnswers} {
+		if err := n.supervisor.Await(ctx, condition, kine, apiserver, controllerManager, scheduler, containerd, kubelet, coredns); err != nil {
+			return err
+		}
+	}
+	return nil
+}

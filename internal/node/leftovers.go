@@ -1,0 +1,181 @@
+package node
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"k3s9p/internal/blocker"
+	"k3s9p/internal/rmtree"
+)
+
+// clean takes back what a node has on this machine besides its data, however it
+// ended, and whoever calls it: the node itself at its end, or down after a SIGKILL.
+// All parts are tried; nothing to do is no error.
+func clean(p Paths) error {
+	if err := endProcesses(p); err != nil {
+		return err // what they hold cannot be removed
+	}
+	return errors.Join(
+		removeCgroups(),
+		removeNetwork(p),
+		blocker.Undo(&blocker.Host{Data: p.Data}),
+		unbind(p),
+		rmtree.Tree(p.run()),
+	)
+}
+
+// endProcesses kills what a node left: processes whose program is below its data
+// directory, the shims among them, and those in its cgroups.
+func endProcesses(p Paths) error {
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		left := processes(p)
+		if len(left) == 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("processes of the node do not end: %v", left)
+		}
+		for pid := range left {
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("end process %d (%s): %w", pid, left[pid], err)
+			}
+		}
+	}
+}
+
+// processes are those of a node by their id, except for this one, with their
+// names.
+func processes(p Paths) map[int]string {
+	found := make(map[int]string)
+	add := func(pid int) {
+		if pid <= 1 || pid == os.Getpid() {
+			return
+		}
+		name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+		if err != nil || zombie(pid) {
+			return
+		}
+		found[pid] = strings.TrimSpace(string(name))
+	}
+	programs := []byte(p.bundles() + "/")
+	executables, _ := filepath.Glob("/proc/[0-9]*/exe")
+	for _, link := range executables {
+		target, err := os.Readlink(link)
+		if err == nil && bytes.HasPrefix([]byte(target), programs) {
+			if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(link))); err == nil {
+				add(pid)
+			}
+		}
+	}
+	for _, root := range nodeCgroups() {
+		for _, pattern := range []string{"", "*", "*/*", "*/*/*", "*/*/*/*"} {
+			lists, _ := filepath.Glob(filepath.Join(root, pattern, "cgroup.procs"))
+			for _, list := range lists {
+				data, err := os.ReadFile(list)
+				if err != nil {
+					continue
+				}
+				for line := range strings.FieldsSeq(string(data)) {
+					if pid, err := strconv.Atoi(line); err == nil {
+						add(pid)
+					}
+				}
+			}
+		}
+	}
+	return found
+}
+
+// zombie reports whether a process has ended and waits for its parent.
+func zombie(pid int) bool {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return true
+	}
+	_, rest, found := bytes.Cut(data[bytes.LastIndexByte(data, ')')+1:], []byte(" "))
+	return !found || len(rest) == 0 || rest[0] == 'Z' || rest[0] == 'X'
+}
+
+// directoriesChange is the record of directories that were made.
+type directoriesChange struct {
+	Made []string `json:"made"` // outer ones first
+}
+
+// missing are the directories that have to be made, outer ones first.
+func (p Paths) missing() []string {
+	var missing []string
+	for target := range p.bound() {
+		for dir := target; ; dir = filepath.Dir(dir) {
+			if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
+				break
+			}
+			missing = append(missing, dir)
+		}
+	}
+	slices.Sort(missing)
+	return slices.Compact(missing)
+}
+
+// bind mounts the node's own directories where programs have others built in.
+func (n *Node) bind() error {
+	if missing := n.paths.missing(); len(missing) > 0 {
+		if err := n.paths.journal().Record("directories", directoriesChange{missing}); err != nil {
+			return err
+		}
+	}
+	for target, source := range n.paths.bound() {
+		for _, dir := range []string{target, source} {
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				return err
+			}
+		}
+		if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("mount %s at %s: %w", source, target, err)
+		}
+	}
+	return nil
+}
+
+// unbind removes the directories that were made as places for mounts, if they are
+// still empty. The mounts themselves are in the node's namespace; the node detaches
+// them to get at the directories.
+func unbind(p Paths) error {
+	for target, source := range p.bound() {
+		if sameDirectory(source, target) {
+			if err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+				return fmt.Errorf("unmount %s: %w", target, err)
+			}
+		}
+	}
+	var change directoriesChange
+	recorded, _, err := p.journal().Read("directories", &change)
+	if err != nil || !recorded {
+		return err
+	}
+	for _, dir := range slices.Backward(change.Made) {
+		err := os.Remove(dir)
+		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EEXIST) {
+			return err
+		}
+	}
+	return p.journal().Forget("directories")
+}
+
+// sameDirectory reports whether one directory is mounted at the other.
+func sameDirectory(a, b string) bool {
+	x, err := os.Stat(a)
+	if err != nil {
+		return false
+	}
+	y, err := os.Stat(b)
+	return err == nil && os.SameFile(x, y)
+}

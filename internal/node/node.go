@@ -1,0 +1,272 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"k3s9p/internal/blocker"
+	"k3s9p/internal/bundle"
+	"k3s9p/internal/config"
+	"k3s9p/internal/hint"
+	"k3s9p/internal/progress"
+	"k3s9p/internal/record"
+	"k3s9p/internal/rmtree"
+	"k3s9p/internal/supervisor"
+)
+
+// Node is a cluster of one node while it is brought up, runs and is brought down.
+type Node struct {
+	options    Options
+	paths      Paths
+	build      record.Build
+	version    string // of Kubernetes
+	bundle     string // the directory of the programs
+	cluster    Cluster
+	settings   config.Settings
+	files      config.Files
+	findings   []blocker.Finding
+	supervisor *supervisor.Supervisor
+	client     *client
+	imported   map[string]string // image archives, with their stamps
+	log        *slog.Logger
+	progress   *progress.Printer
+
+	saving sync.Mutex
+	state  State // guarded by saving
+}
+
+// step is a part of bringing the node up. What it says when it is done may be
+// empty.
+type step struct {
+	title string
+	do    func(ctx context.Context) (string, error)
+}
+
+// up brings the node up. What it did until an error is taken back by down.
+func (n *Node) up(ctx context.Context) error {
+	if err := n.isolateMounts(); err != nil {
+		return err
+	}
+	var runtime errgroup.Group
+	for _, s := range []step{
+		{"unpack the programs", n.unpack},
+		{"check and fix the machine", n.fix},
+		{"make the pod network", plain(n.bridge)},
+		{"start the container runtime", func(context.Context) (string, error) {
+			err := n.containerRuntime(ctx)
+			if err == nil {
+				runtime.Go(func() error { return errors.Join(n.runtimeReady(ctx), n.importedWhenReady(ctx)) })
+			}
+			return "", err
+		}},
+		{"make certificates", plain(n.certificates)},
+		{"start the control plane", plain(n.datastore, n.apiserver, n.roles, n.controllers)},
+		{"wait for the container runtime", func(context.Context) (string, error) { return "", runtime.Wait() }},
+		{"start the kubelet and DNS", plain(n.kubelet, n.dns)},
+		{"wait until the node is Ready", plain(n.ready)},
+	} {
+		shown := n.progress.Step("%s", s.title)
+		result, err := s.do(ctx)
+		if err != nil {
+			shown.Fail()
+			return fmt.Errorf("%s: %w", s.title, err)
+		}
+		shown.Done("%s", result)
+	}
+	return nil
+}
+
+// importedWhenReady is the second half of the runtime's start.
+func (n *Node) importedWhenReady(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return n.images(ctx)
+}
+
+// plain makes a step of functions that have nothing to say.
+func plain(functions ...func(context.Context) error) func(context.Context) (string, error) {
+	return func(ctx context.Context) (string, error) {
+		for _, f := range functions {
+			if err := f(ctx); err != nil {
+				return "", err
+			}
+		}
+		return "", nil
+	}
+}
+
+// isolateMounts keeps what is mounted from now on in this namespace: mounts made
+// outside still appear in here. Then package blocker makes them shared, for pods.
+func (n *Node) isolateMounts() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("keep the node's mounts to itself: %w", err)
+	}
+	return nil
+}
+
+// unpack writes the programs once for each content of the launcher.
+func (n *Node) unpack(context.Context) (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	b, err := bundle.Open(self)
+	if err != nil {
+		return "", err
+	}
+	defer b.Close()
+	digest := b.Digest()
+	n.bundle = filepath.Join(n.paths.bundles(), fmt.Sprintf("%x", digest[:8]))
+	result := "unpacked before"
+	if _, err := os.Stat(n.bundle); errors.Is(err, os.ErrNotExist) {
+		if err := n.enoughSpace(); err != nil {
+			return "", err
+		}
+		if err := b.Unpack(n.bundle); err != nil {
+			return "", err
+		}
+		result = progress.Size(sizeOf(n.build))
+	} else if err != nil {
+		return "", err
+	}
+	return result, n.removeOtherBundles()
+}
+
+func sizeOf(build record.Build) int64 {
+	total := int64(0)
+	for _, output := range build.Outputs {
+		total += output.Size
+	}
+	return total
+}
+
+// spare is what a node writes at its first start besides its programs, in bytes.
+const spare = 64 << 20
+
+func (n *Node) enoughSpace() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(n.paths.Data, &st); err != nil || st.Blocks == 0 {
+		return nil // it does not say
+	}
+	if have, need := int64(st.Bavail)*st.Frsize, sizeOf(n.build)+spare; have < need {
+		return hint.Add(fmt.Errorf("the filesystem of %s has %s left, and the node needs %s: %w", n.paths.Data, progress.Size(have), progress.Size(need), unix.ENOSPC),
+			"make space, or name a directory elsewhere with --data-dir")
+	}
+	return nil
+}
+
+// removeOtherBundles removes the programs of other versions, and what an interrupted
+// unpacking left.
+func (n *Node) removeOtherBundles() error {
+	entries, err := os.ReadDir(n.paths.bundles())
+	for _, entry := range entries {
+		if entry.Name() != filepath.Base(n.bundle) {
+			err = errors.Join(err, rmtree.Tree(filepath.Join(n.paths.bundles(), entry.Name())))
+		}
+	}
+	return err
+}
+
+// fix finds out what this machine lacks, does about it what can be done, and writes
+// the configuration.
+func (n *Node) fix(ctx context.Context) (string, error) {
+	if err := n.bind(); err != nil {
+		return "", err
+	}
+	n.settings = settingsOf(n.paths, n.cluster, n.bundle)
+	host := hostOf(n.paths, n.bundle, &n.settings)
+	host.OwnMounts = true
+	var err error
+	if n.findings, err = blocker.Fix(ctx, host); err != nil {
+		return "", err
+	}
+	n.settings.Network.Masquerade = false // what leaves the node is this package's
+	if err := makeCgroup(); err != nil {
+		return "", err
+	}
+	if n.files, err = n.settings.Write(n.paths.etc()); err != nil {
+		return "", err
+	}
+	found := 0
+	for _, finding := range n.findings {
+		if finding.Answer == blocker.Found {
+			found++
+		}
+	}
+	return fmt.Sprintf("%d of %d blockers found; images are kept with %s", found, len(n.findings), n.settings.Containerd.Snapshotter), nil
+}
+
+// settingsOf are the choices for a node before package blocker changes some.
+func settingsOf(p Paths, c Cluster, bundle string) config.Settings {
+	s := config.Default()
+	s.Containerd.Root, s.Containerd.State = p.containerd(), filepath.Dir(p.Containerd())
+	s.Containerd.Plugins, s.Containerd.Networks = filepath.Join(bundle, "cni"), p.etc("cni")
+	s.Network.PodCIDR, s.Network.State = c.PodCIDR().String(), p.run("cni", "networks")
+	s.Kubelet.ClientCA, s.Kubelet.DNS = p.pkiFile("ca.crt"), c.DNS().String()
+	s.Kubelet.Cgroup = cgroup
+	const resolver = "/etc/resolv.conf"
+	if _, err := os.Stat(resolver); err == nil {
+		s.Kubelet.Resolver = resolver
+	}
+	return s
+}
+
+// hostOf is the machine as package blocker looks at it.
+func hostOf(p Paths, bundle string, s *config.Settings) *blocker.Host {
+	return &blocker.Host{Data: p.Data, Programs: filepath.Join(bundle, "bin"), Plugins: filepath.Join(bundle, "cni"), Settings: s}
+}
+
+// program is the path of one of the node's programs.
+func (n *Node) program(name string) string { return filepath.Join(n.bundle, "bin", name) }
+
+func (n *Node) start(name string, grace time.Duration, program string, args ...string) error {
+	return n.startWith(name, grace, n.environment(), program, args...)
+}
+
+func (n *Node) startWith(name string, grace time.Duration, env []string, program string, args ...string) error {
+	return n.supervisor.Start(supervisor.Program{Name: name, Args: append([]string{n.program(program)}, args...), Env: env, Grace: grace})
+}
+
+// down ends the node and takes back what it changed.
+func (n *Node) down() error {
+	n.supervisor.Stop(kubelet) // otherwise it would start the pods again
+	if n.runs(containerd) {
+		ctx, cancel := context.WithTimeout(context.Background(), podGrace*time.Second+3*time.Second)
+		if err := n.stopPods(ctx); err != nil {
+			n.log.Warn("stop the pods; what is left of them is killed", "error", err)
+		}
+		cancel()
+	}
+	n.supervisor.StopAll()
+	return clean(n.paths)
+}
+
+func (n *Node) runs(name string) bool {
+	for _, state := range n.supervisor.States() {
+		if state.Name == name {
+			return state.PID != 0
+		}
+	}
+	return false
+}
+
+// kubernetesVersion is the version of the set that has the kubelet.
+func kubernetesVersion(build record.Build) string {
+	for _, set := range build.Sets {
+		if set.Name == "kubernetes" {
+			return set.Version
+		}
+	}
+	return strings.Split(build.Version, "+")[0]
+}

@@ -1,0 +1,91 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"k3s9p/internal/hint"
+)
+
+// Options are what a user asks for. Empty values mean the default.
+type Options struct {
+	DataDir     string `json:"dataDir"`
+	NodeName    string `json:"nodeName,omitempty"`
+	ClusterCIDR string `json:"clusterCIDR,omitempty"`
+	ServiceCIDR string `json:"serviceCIDR,omitempty"`
+	// Images is a directory whose image archives are imported.
+	Images string `json:"images,omitempty"`
+	// Wait is how long the node may take to be Ready.
+	Wait time.Duration `json:"wait"`
+	// Detach leaves the node running when it is Ready.
+	Detach bool `json:"detach,omitempty"`
+	// Further flags of the programs, each name=value or name.
+	KubeletArgs           []string `json:"kubeletArgs,omitempty"`
+	APIServerArgs         []string `json:"apiserverArgs,omitempty"`
+	ControllerManagerArgs []string `json:"controllerManagerArgs,omitempty"`
+	SchedulerArgs         []string `json:"schedulerArgs,omitempty"`
+}
+
+// DefaultWait is how long a node may take to be Ready. In gVisor it takes ten
+// seconds, on an emulated processor minutes.
+const DefaultWait = 2 * time.Minute
+
+func (o *Options) check() error {
+	if o.Wait <= 0 {
+		return hint.Add(fmt.Errorf("--wait %v leaves the node no time to start", o.Wait), "--wait %v", DefaultWait)
+	}
+	if o.Images != "" {
+		absolute, err := filepath.Abs(o.Images)
+		if err != nil {
+			return err
+		}
+		info, err := os.Stat(absolute)
+		if err == nil && !info.IsDir() {
+			err = errors.New("it is a file")
+		}
+		if err != nil {
+			return hint.Add(fmt.Errorf("--images %s: %w", o.Images, err), "name a directory with image archives, as docker save writes them")
+		}
+		o.Images = absolute
+	}
+	return Paths{o.DataDir}.check()
+}
+
+// flagsOf turns name=value into --name=value.
+func flagsOf(args []string) []string {
+	var flags []string
+	for _, arg := range args {
+		flags = append(flags, "--"+strings.TrimLeft(arg, "-"))
+	}
+	return flags
+}
+
+func invalidNodeName(name string) string {
+	return strings.Join(validation.IsDNS1123Subdomain(name), "; ")
+}
+
+// replaceFile writes a file aside and renames it into place.
+func replaceFile(name string, mode os.FileMode, write func(io.Writer) error) error {
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		return err
+	}
+	aside, err := os.CreateTemp(filepath.Dir(name), ".tmp-")
+	if err != nil {
+		return err
+	}
+	err = errors.Join(write(aside), aside.Chmod(mode), aside.Close())
+	if err == nil {
+		err = os.Rename(aside.Name(), name)
+	}
+	if err != nil {
+		os.Remove(aside.Name())
+	}
+	return err
+}

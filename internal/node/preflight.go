@@ -1,0 +1,103 @@
+package node
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"k3s9p/internal/hint"
+	"k3s9p/internal/record"
+)
+
+// preflight checks what can be known before anything is changed, and returns what
+// the node is going to be.
+func preflight(o Options) (record.Build, Cluster, error) {
+	p := Paths{o.DataDir}
+	build, err := buildOf()
+	if err != nil {
+		return record.Build{}, Cluster{}, err
+	}
+	routes, err := routesOf()
+	if err != nil {
+		return build, Cluster{}, err
+	}
+	cluster, err := settle(p, o, build.Distribution, routes)
+	if err != nil {
+		return build, cluster, err
+	}
+	return build, cluster, portsFree(p)
+}
+
+// listening are the ports of the node's programs, on all addresses or on loopback.
+var listening = []struct {
+	program, address string
+}{
+	{apiserver, fmt.Sprintf(":%d", port)},
+	{kubelet, ":10250"},
+	{kubelet, "127.0.0.1:10248"},
+	{controllerManager, "127.0.0.1:10257"},
+	{scheduler, "127.0.0.1:10259"},
+}
+
+// portsFree tries each port. What a killed node of this directory still holds is
+// freed by up.
+func portsFree(p Paths) error {
+	for _, l := range listening {
+		listener, err := net.Listen("tcp", l.address)
+		if err == nil {
+			listener.Close()
+			continue
+		}
+		if !errors.Is(err, unix.EADDRINUSE) {
+			return fmt.Errorf("try the port of %s: %w", l.program, err)
+		}
+		_, text, _ := net.SplitHostPort(l.address)
+		number, _ := strconv.Atoi(text)
+		pid, who := holder(number)
+		if _, own := processes(p)[pid]; own {
+			continue
+		}
+		return hint.Add(fmt.Errorf("port %s, which %s needs, is in use by %s", text, l.program, who), "stop that: there can be one cluster on a machine")
+	}
+	return nil
+}
+
+// holder names the process that listens on a TCP port, as far as /proc shows it
+// (proc_net_tcp(5)).
+func holder(port int) (int, string) {
+	sockets := make(map[string]bool)
+	for _, table := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+		data, err := os.ReadFile(table)
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(data)) {
+			fields := strings.Fields(line)
+			const listen = "0A"
+			if len(fields) > 9 && fields[3] == listen && strings.HasSuffix(fields[1], fmt.Sprintf(":%04X", port)) {
+				sockets["socket:["+fields[9]+"]"] = true
+			}
+		}
+	}
+	links, _ := filepath.Glob("/proc/[0-9]*/fd/*")
+	for _, link := range links {
+		target, err := os.Readlink(link)
+		if err != nil || !sockets[target] {
+			continue
+		}
+		pid, err := strconv.Atoi(strings.Split(link, "/")[2])
+		if err != nil {
+			continue
+		}
+		name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+		return pid, fmt.Sprintf("%s (process %d)", bytes.TrimSpace(name), pid)
+	}
+	return 0, "a process that /proc does not show"
+}

@@ -1,0 +1,173 @@
+package node
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/gofrs/flock"
+
+	"k3s9p/internal/blocker"
+	"k3s9p/internal/hint"
+	"k3s9p/internal/supervisor"
+)
+
+// Phase is what a node as a whole is doing.
+type Phase string
+
+const (
+	Starting Phase = "starting"
+	Running  Phase = "running"
+	Stopping Phase = "stopping"
+	Stopped  Phase = "stopped"
+	Killed   Phase = "killed" // it ended without cleaning up
+)
+
+// State is what a node says of itself.
+type State struct {
+	Phase    Phase     `json:"phase"`
+	DataDir  string    `json:"dataDir"`
+	PID      int       `json:"pid,omitempty"` // of the supervisor
+	Since    time.Time `json:"since,omitzero"`
+	Version  string    `json:"version,omitempty"`
+	Cluster  *Cluster  `json:"cluster,omitempty"`
+	Server   string    `json:"server,omitempty"`
+	Programs []Program `json:"programs,omitempty"`
+	// Egress is how pods reach what is outside of the cluster.
+	Egress string `json:"egress,omitempty"`
+	// Snapshotter and Tmpfs say how images are kept.
+	Snapshotter string            `json:"snapshotter,omitempty"`
+	Tmpfs       bool              `json:"imagesInMemory,omitempty"`
+	Findings    []blocker.Finding `json:"findings,omitempty"`
+}
+
+// Program is one of a node's programs.
+type Program struct {
+	supervisor.State
+	// Memory that is resident, in bytes, and its proportional share of what several
+	// programs use (PSS, proc_pid_smaps(5)); 0 where the kernel does not say.
+	RSS int64 `json:"rss,omitempty"`
+	PSS int64 `json:"pss,omitempty"`
+}
+
+// save writes what status reads.
+func (n *Node) save() {
+	data, err := json.MarshalIndent(n.state, "", "  ")
+	if err == nil {
+		err = writeFile(n.paths.state(), append(data, '\n'), 0o644)
+	}
+	if err != nil {
+		n.log.Warn("write the state of the node", "error", err)
+	}
+}
+
+// Status reads what a node says of itself, and looks whether that is still so.
+func Status(dataDir string) (State, error) {
+	p := Paths{dataDir}
+	if err := p.check(); err != nil {
+		return State{}, err
+	}
+	s := State{Phase: Stopped, DataDir: dataDir}
+	c, err := readCluster(p)
+	if err != nil || c == nil {
+		return s, err
+	}
+	s.Cluster = c
+	running, err := p.running()
+	if err != nil {
+		return s, err
+	}
+	data, err := os.ReadFile(p.state())
+	if errors.Is(err, os.ErrNotExist) {
+		return s, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(data, &s)
+	}
+	if err != nil {
+		return s, fmt.Errorf("read the state of the node: %w", err)
+	}
+	if !running {
+		s.Phase, s.PID = Killed, 0
+		for i := range s.Programs {
+			s.Programs[i].PID = 0
+		}
+		return s, nil
+	}
+	for i := range s.Programs {
+		s.Programs[i].RSS, s.Programs[i].PSS = memoryOf(s.Programs[i].PID)
+	}
+	return s, nil
+}
+
+// running reports whether somebody holds the node's lock.
+func (p Paths) running() (bool, error) {
+	if _, err := os.Stat(p.lock()); errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	lock := flock.New(p.lock())
+	free, err := lock.TryRLock()
+	if err != nil {
+		return false, fmt.Errorf("look whether the node in %s runs: %w", p.Data, err)
+	}
+	defer lock.Close()
+	return !free, nil
+}
+
+// supervisorOf is the process id of the node that runs, or 0.
+func supervisorOf(p Paths) int {
+	var s State
+	data, err := os.ReadFile(p.state())
+	if err != nil || json.Unmarshal(data, &s) != nil || s.PID <= 1 {
+		return 0
+	}
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", s.PID))
+	if err != nil || !bytes.HasPrefix(line, []byte(supervisorName+"\x00")) {
+		return 0
+	}
+	return s.PID
+}
+
+// memoryOf reads /proc/PID/smaps_rollup, or statm where there is none.
+func memoryOf(pid int) (rss, pss int64) {
+	if pid == 0 {
+		return 0, 0
+	}
+	if data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid)); err == nil {
+		for line := range strings.Lines(string(data)) {
+			fields := strings.Fields(line)
+			if len(fields) < 2 {
+				continue
+			}
+			kilobytes, _ := strconv.ParseInt(fields[1], 10, 64)
+			switch fields[0] {
+			case "Rss:":
+				rss = kilobytes << 10
+			case "Pss:":
+				pss = kilobytes << 10
+			}
+		}
+		return rss, pss
+	}
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	if err != nil {
+		return 0, 0
+	}
+	if fields := strings.Fields(string(data)); len(fields) > 1 {
+		pages, _ := strconv.ParseInt(fields[1], 10, 64)
+		rss = pages * int64(os.Getpagesize())
+	}
+	return rss, 0
+}
+
+// ErrRunning is wrapped by the error about a node that runs already.
+var ErrRunning = errors.New("the node runs already")
+
+func runningError(p Paths) error {
+	return hint.Add(fmt.Errorf("%w, with its data in %s", ErrRunning, p.Data), "k3s9p status shows it, k3s9p down stops it")
+}

@@ -1,0 +1,395 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/gofrs/flock"
+	"github.com/moby/sys/reexec"
+	"golang.org/x/sys/unix"
+	"gopkg.in/natefinch/lumberjack.v2"
+
+	"k3s9p/internal/bundle"
+	"k3s9p/internal/hint"
+	"k3s9p/internal/progress"
+	"k3s9p/internal/record"
+	"k3s9p/internal/rmtree"
+	"k3s9p/internal/supervisor"
+)
+
+// supervisorName is the name that the supervisor is started under. It is the same
+// program as the one that starts it, in a mount namespace of its own.
+const supervisorName = "k3s9p-supervisor"
+
+// The files that the supervisor gets besides standard input and outputs.
+const (
+	orderFile  = 3 // an order, and nothing more
+	reportFile = 4 // a report when the node is Ready, or an error
+)
+
+func init() { reexec.Register(supervisorName, supervise) }
+
+// order is what a supervisor is told.
+type order struct {
+	Options Options `json:"options"`
+}
+
+// report is what a supervisor tells once.
+type report struct {
+	Ready   bool   `json:"ready"`
+	Error   string `json:"error,omitempty"`
+	Cluster string `json:"cluster,omitempty"`
+}
+
+// ErrInterrupted is returned by Up when a signal came before the node was Ready.
+var ErrInterrupted = errors.New("interrupted; what was begun is taken back")
+
+// Up brings a node up. It returns when the node is Ready and Options.Detach is set;
+// otherwise when the node has ended, which a signal to this process brings about.
+// Ready is called in between. Where the node does not come up, all that was done is
+// taken back.
+func Up(o Options, ready func()) error {
+	if err := o.check(); err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return hint.Add(errors.New("a node needs root: it makes namespaces, mounts and network devices"), "sudo k3s9p up")
+	}
+	p := Paths{o.DataDir}
+	if running, err := p.running(); err != nil {
+		return err
+	} else if running {
+		return runningError(p)
+	}
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer signal.Stop(signals)
+	if _, _, err := preflight(o); err != nil {
+		return err
+	}
+	child, reports, err := startSupervisor(order{Options: o})
+	if err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- child.Wait() }()
+	up, interrupted := false, false
+	for {
+		select {
+		case <-signals:
+			interrupted = true
+			_ = child.Process.Signal(unix.SIGTERM)
+		case r, ok := <-reports:
+			switch {
+			case !ok: // it ended without a word
+				reports = nil
+			case r.Ready:
+				up = true
+				ready()
+				if o.Detach {
+					return nil
+				}
+			default:
+				<-ended
+				if interrupted && !up {
+					return ErrInterrupted
+				}
+				return errors.New(r.Error)
+			}
+		case err := <-ended:
+			if err == nil || interrupted {
+				return nil
+			}
+			return hint.Add(fmt.Errorf("the supervisor of the node ended: %w", err), "look at %s; k3s9p down cleans up", p.supervisorLog())
+		}
+	}
+}
+
+func (p Paths) supervisorLog() string { return filepath.Join(p.Logs(), "k3s9p.log") }
+
+// startSupervisor starts this program once more, in a mount namespace and a session
+// of its own, so that a Ctrl-C reaches this process only.
+func startSupervisor(o order) (*exec.Cmd, <-chan report, error) {
+	data, err := json.Marshal(o)
+	if err != nil {
+		return nil, nil, err
+	}
+	orderReader, orderWriter, err := os.Pipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer orderReader.Close()
+	reportReader, reportWriter, err := os.Pipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer reportWriter.Close()
+	cmd := reexec.Command(supervisorName)
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	cmd.ExtraFiles = []*os.File{orderReader, reportWriter}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWNS}
+	if err := cmd.Start(); err != nil {
+		return nil, nil, hint.Add(fmt.Errorf("start the supervisor in a mount namespace of its own: %w", err),
+			"a container needs CAP_SYS_ADMIN for it")
+	}
+	if _, err := orderWriter.Write(data); err != nil {
+		return nil, nil, err
+	}
+	orderWriter.Close()
+	reports := make(chan report, 2)
+	go func() {
+		defer close(reports)
+		decoder := json.NewDecoder(reportReader)
+		for {
+			var r report
+			if decoder.Decode(&r) != nil {
+				return
+			}
+			reports <- r
+		}
+	}()
+	return cmd, reports, nil
+}
+
+// supervise is the supervisor: it brings the node up, keeps it running and brings
+// it down when it gets a signal.
+func supervise() {
+	// Whoever started it may be gone, and its terminal too.
+	signal.Ignore(unix.SIGPIPE, unix.SIGHUP)
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	reports := os.NewFile(reportFile, "report")
+	unix.CloseOnExec(reportFile)
+	tell := func(r report) { _ = json.NewEncoder(reports).Encode(r) }
+	var o order
+	in := os.NewFile(orderFile, "order")
+	err := json.NewDecoder(in).Decode(&o)
+	in.Close()
+	if err == nil {
+		err = run(ctx, o, tell)
+	}
+	if err != nil {
+		tell(report{Error: err.Error()})
+		os.Exit(1)
+	}
+}
+
+// run is the life of a node.
+func run(ctx context.Context, o order, tell func(report)) (err error) {
+	p := Paths{o.Options.DataDir}
+	if err := os.MkdirAll(p.Logs(), 0o755); err != nil {
+		return fmt.Errorf("make the data directory: %w", err)
+	}
+	lock := flock.New(p.lock())
+	if alone, err := lock.TryLock(); err != nil {
+		return fmt.Errorf("lock %s: %w", p.lock(), err)
+	} else if !alone {
+		return runningError(p)
+	}
+	defer lock.Close() // at last: who gets it finds nothing of this node
+	n, err := newNode(o, p)
+	if err != nil {
+		return err
+	}
+	if err := clean(p); err != nil {
+		return fmt.Errorf("clean up after a node that was killed: %w", err)
+	}
+	if err := n.cluster.save(p); err != nil {
+		return err
+	}
+	n.enter(Starting)
+	limited, cancel := context.WithTimeoutCause(ctx, o.Options.Wait, fmt.Errorf("the node was not Ready within --wait %v", o.Options.Wait))
+	err = n.up(limited)
+	cancel()
+	if err != nil {
+		n.log.Error("the node did not come up", "error", err)
+		if ctx.Err() != nil {
+			err = ErrInterrupted
+		}
+		n.progress.Say("taking back what was done")
+		return errors.Join(err, n.down())
+	}
+	n.supervisor.Keep()
+	n.enter(Running)
+	n.log.Info("the node is Ready")
+	tell(report{Ready: true})
+	if o.Options.Detach {
+		detach(n.paths.supervisorLog())
+	}
+	go n.watchImages(ctx)
+	<-ctx.Done()
+	n.enter(Stopping)
+	n.log.Info("stopping the node")
+	step := n.progress.Step("stop the node")
+	if err := n.down(); err != nil {
+		step.Fail()
+		return err
+	}
+	step.Done("")
+	return nil
+}
+
+// newNode is a node of which nothing runs yet.
+func newNode(o order, p Paths) (*Node, error) {
+	n := &Node{options: o.Options, paths: p, imported: make(map[string]string), progress: progress.New(false)}
+	var err error
+	if n.build, n.cluster, err = preflight(o.Options); err != nil {
+		return nil, err
+	}
+	n.version = kubernetesVersion(n.build)
+	n.log = slog.New(slog.NewTextHandler(&lumberjack.Logger{Filename: p.supervisorLog(), MaxSize: 10, MaxBackups: 2}, nil))
+	n.supervisor = supervisor.New(p.Logs(), n.log, n.programs)
+	n.state = State{DataDir: p.Data, PID: os.Getpid(), Since: time.Now(), Version: n.version, Cluster: &n.cluster,
+		Server: fmt.Sprintf("https://%s:%d", n.cluster.Address(), port)}
+	return n, nil
+}
+
+// enter notes what the node is doing as a whole.
+func (n *Node) enter(phase Phase) {
+	n.saving.Lock()
+	defer n.saving.Unlock()
+	n.state.Phase = phase
+	n.state.Snapshotter, n.state.Tmpfs = n.settings.Containerd.Snapshotter, n.settings.Containerd.RootOnTmpfs
+	n.state.Findings = n.findings
+	n.save()
+}
+
+// programs notes what the programs are doing.
+func (n *Node) programs(states []supervisor.State) {
+	n.saving.Lock()
+	defer n.saving.Unlock()
+	n.state.Programs = nil
+	for _, state := range states {
+		n.state.Programs = append(n.state.Programs, Program{State: state})
+	}
+	n.save()
+}
+
+// buildOf is the record of the distribution in this program.
+func buildOf() (record.Build, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return record.Build{}, err
+	}
+	b, err := bundle.Open(self)
+	if err != nil {
+		return record.Build{}, err
+	}
+	defer b.Close()
+	return b.Build()
+}
+
+// detach lets go of the terminal.
+func detach(log string) {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return
+	}
+	defer null.Close()
+	out, err := os.OpenFile(log, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
+	if err != nil {
+		out = null
+	}
+	for fd, file := range []*os.File{null, out, out} {
+		_ = unix.Dup3(int(file.Fd()), fd, 0)
+	}
+}
+
+// Down ends the node, if it runs, and takes back what it changed on the machine. It
+// reports whether there was anything to do. With purge the data goes as well.
+func Down(o Options, purge bool, printer *progress.Printer) (bool, error) {
+	p := Paths{o.DataDir}
+	if err := p.check(); err != nil {
+		return false, err
+	}
+	if _, err := os.Stat(p.Data); errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if os.Geteuid() != 0 {
+		return false, hint.Add(errors.New("the node's processes belong to root"), "sudo k3s9p down")
+	}
+	if err := p.ours(); err != nil {
+		return false, err
+	}
+	running, err := p.running()
+	if err != nil {
+		return false, err
+	}
+	var work bool
+	if _, err := os.Stat(p.run()); running || err == nil {
+		work = true
+		step := printer.Step("stop the node")
+		if err := stop(p); err != nil {
+			step.Fail()
+			return true, err
+		}
+		step.Done("")
+	}
+	if purge {
+		step := printer.Step("remove %s", p.Data)
+		if err := rmtree.Tree(p.Data); err != nil {
+			step.Fail()
+			return true, err
+		}
+		step.Done("")
+		work = true
+	}
+	return work, nil
+}
+
+// ours returns an error for a directory that no node has made: it would be removed.
+func (p Paths) ours() error {
+	entries, err := os.ReadDir(p.Data)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(p.cluster()); err == nil || len(entries) == 0 {
+		return nil
+	}
+	for _, entry := range entries {
+		if !slices.Contains([]string{"lock", "log", "bundle", "fixes", "run"}, entry.Name()) {
+			return hint.Add(fmt.Errorf("%s is not the data directory of a node: it has %s and no cluster.json", p.Data, entry.Name()), "--data-dir names it")
+		}
+	}
+	return nil
+}
+
+// stop ends the supervisor and waits for its lock; then it cleans up what a killed
+// one has left.
+func stop(p Paths) error {
+	lock := flock.New(p.lock())
+	defer lock.Close()
+	signalled := false
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		alone, err := lock.TryLock()
+		if err != nil {
+			return fmt.Errorf("lock %s: %w", p.lock(), err)
+		}
+		if alone {
+			return clean(p)
+		}
+		pid := supervisorOf(p)
+		if pid > 0 && !signalled {
+			signalled = unix.Kill(pid, unix.SIGTERM) == nil
+		}
+		if time.Now().After(deadline) {
+			if pid == 0 {
+				return hint.Add(fmt.Errorf("somebody holds %s, and it is no supervisor of a node", p.lock()), "fuser %s names the process", p.lock())
+			}
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+				return fmt.Errorf("end the supervisor, process %d: %w", pid, err)
+			}
+			deadline = time.Now().Add(10 * time.Second)
+		}
+	}
+}

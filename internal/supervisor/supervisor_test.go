@@ -1,0 +1,115 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func shell(name, script string) Program {
+	return Program{Name: name, Args: []string{"/bin/sh", "-c", script}, Env: os.Environ(), Grace: 5 * time.Second}
+}
+
+func quiet(t *testing.T) *Supervisor {
+	s := New(t.TempDir(), slog.New(slog.DiscardHandler), nil)
+	t.Cleanup(s.StopAll)
+	return s
+}
+
+func await(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !condition(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s did not happen", what)
+		}
+	}
+}
+
+func TestWhatDiesIsStartedAnew(t *testing.T) {
+	s := quiet(t)
+	s.Keep()
+	if err := s.Start(shell("dies", "echo again; exit 3")); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "a restart", func() bool { return s.States()[0].Restarts > 0 })
+	if exit := s.States()[0].LastExit; exit != "exit status 3" {
+		t.Errorf("it ended with %q", exit)
+	}
+	log, err := os.ReadFile(s.States()[0].Log)
+	if err != nil || !strings.Contains(string(log), "again") || !strings.Contains(string(log), "started anew") {
+		t.Errorf("the log is %q, %v", log, err)
+	}
+}
+
+func TestAwaitNamesTheProgramThatEnded(t *testing.T) {
+	s := quiet(t)
+	if err := s.Start(shell("apiserver", "echo no such flag; exit 1")); err != nil {
+		t.Fatal(err)
+	}
+	err := s.Await(t.Context(), func(context.Context) error { return errors.New("not yet") }, "apiserver")
+	var ended *EndedError
+	if !errors.As(err, &ended) || !strings.Contains(err.Error(), "no such flag") || !strings.Contains(err.Error(), "apiserver.log") {
+		t.Errorf("the error is %v", err)
+	}
+}
+
+func TestAwaitTellsWhatWasMissingWhenTimeIsUp(t *testing.T) {
+	s := quiet(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	err := s.Await(ctx, func(context.Context) error { return errors.New("the node is not Ready") })
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "the node is not Ready") {
+		t.Errorf("the error is %v", err)
+	}
+}
+
+func TestStopAllEndsTheLastFirst(t *testing.T) {
+	s := quiet(t)
+	order := filepath.Join(t.TempDir(), "order")
+	for _, name := range []string{"first", "second"} {
+		err := s.Start(shell(name, `trap "echo `+name+` >> `+order+`; exit 0" TERM; echo up; while :; do sleep 0.05; done`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := len(s.States()) - 1
+		await(t, "the start of "+name, func() bool {
+			log, _ := os.ReadFile(s.States()[i].Log)
+			return strings.Contains(string(log), "up")
+		})
+	}
+	s.Keep()
+	s.StopAll()
+	if data, err := os.ReadFile(order); err != nil || string(data) != "second\nfirst\n" {
+		t.Errorf("they ended as %q, %v", data, err)
+	}
+	for _, state := range s.States() {
+		if state.PID != 0 || state.Restarts > 0 {
+			t.Errorf("%s: %+v", state.Name, state)
+		}
+	}
+	if err := s.Start(shell("late", "sleep 60")); err == nil {
+		t.Error("a program was started after the end")
+	}
+}
+
+func TestWhatIgnoresSIGTERMIsKilled(t *testing.T) {
+	s := quiet(t)
+	program := shell("stubborn", `trap "" TERM; echo up; while :; do sleep 0.05; done`)
+	program.Grace = time.Second
+	if err := s.Start(program); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "its start", func() bool {
+		log, _ := os.ReadFile(s.States()[0].Log)
+		return strings.Contains(string(log), "up")
+	})
+	s.StopAll()
+	if exit := s.States()[0].LastExit; exit != "signal: killed" {
+		t.Errorf("it ended with %q", exit)
+	}
+}
