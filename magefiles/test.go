@@ -20,7 +20,7 @@ var Aliases = map[string]any{"test": Test.All}
 
 // All runs every test: lint, test:unit, test:upstream, test:sandbox. "mage test" is the same.
 func (t Test) All(ctx context.Context) error {
-	all := func(ctx context.Context) error { return t.Sandbox(ctx, nil) }
+	all := func(ctx context.Context) error { return t.Sandbox(ctx, nil, nil) }
 	for _, test := range []func(context.Context) error{Lint, t.Unit, t.Upstream, all} {
 		if err := test(ctx); err != nil {
 			return err
@@ -47,17 +47,13 @@ func (Test) Upstream(ctx context.Context) error {
 	return b.TestUpstream(ctx)
 }
 
-// Sandbox runs the scenarios in real gVisor sandboxes with a 9p root: all, or the one whose name follows.
-func (Test) Sandbox(ctx context.Context, scenario *string) error {
+// Sandbox runs the scenarios in real gVisor sandboxes with a 9p root: all, or the one whose name follows; -gvisor=today|YYYYMM in one gVisor only.
+func (Test) Sandbox(ctx context.Context, scenario, gvisor *string) error {
 	b, err := builder.New(mg.Verbose())
 	if err != nil {
 		return err
 	}
-	only := ""
-	if scenario != nil {
-		only = *scenario
-	}
-	return b.TestSandbox(ctx, only)
+	return b.TestSandbox(ctx, orEmpty(scenario), orEmpty(gvisor))
 }
 
 // "mage test:sandbox experiment": mage takes an optional argument only with its
@@ -68,6 +64,13 @@ func init() {
 			os.Args[i+1] = "-scenario=" + os.Args[i+1]
 		}
 	}
+}
+
+func orEmpty(value *string) string {
+	if value == nil {
+		return ""
+	}
+	return *value
 }
 
 // Lint runs gofmt, go vet and staticcheck.

@@ -53,6 +53,9 @@ func (b *Builder) imagesTo(ctx context.Context, final string) (compiled, error) 
 	if err := image.Save(archive, PauseImage, program); err != nil {
 		return compiled{}, err
 	}
+	if err := os.Chmod(archive, 0o755); err != nil { // as all files of dist/
+		return compiled{}, err
+	}
 	sum, size, err := b.sumAndFrame(archive)
 	if err != nil {
 		return compiled{}, err

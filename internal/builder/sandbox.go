@@ -22,11 +22,33 @@ import (
 	"k3s9p/test/gvisor/leftover"
 )
 
-// Scenarios are the folders of test/ that run in sandboxes, in this order.
-var Scenarios = []string{"experiment", "pods", "stats", "overlayroot", "hungmount"}
+// Scenario is a directory of test/ that runs in sandboxes.
+type Scenario struct {
+	Name string
+	// Everywhere says that it runs in each gVisor, and not in the newest only.
+	Everywhere bool
+}
 
-// sandboxSet is the set that is built for these tests only.
-const sandboxSet = "gvisor"
+// Scenarios are all of them, in the order in which they run.
+var Scenarios = []Scenario{{"cluster", true}, {"experiment", false}, {"pods", true}, {"stats", true}, {"overlayroot", false}, {"hungmount", false}}
+
+func scenarioNames() []string {
+	var names []string
+	for _, s := range Scenarios {
+		names = append(names, s.Name)
+	}
+	return names
+}
+
+// The sets that are built for these tests only: the sandbox of today, and those of
+// earlier months, which people have. A set is called gvisor-YYYYMM.
+const (
+	sandboxSet   = "gvisor"
+	olderSandbox = sandboxSet + "-"
+)
+
+// runscOf is how the sandbox of a set is called among the programs of the tests.
+func runscOf(set string) string { return "runsc" + strings.TrimPrefix(set, sandboxSet) }
 
 // variant is a set as it is without some of its patches or tags: what a scenario
 // compares with.
@@ -55,16 +77,72 @@ var variants = []variant{
 	{"runc", (*Set).withoutSeccomp, as("runc-noseccomp")},
 }
 
+// sandboxRun is a scenario in one gVisor.
+type sandboxRun struct{ scenario, set string }
+
+func (r sandboxRun) String() string {
+	if r.set == sandboxSet {
+		return r.scenario
+	}
+	return r.scenario + strings.TrimPrefix(r.set, sandboxSet)
+}
+
+// sandboxRuns lists what is to run: all, or one scenario, in each gVisor that it is
+// for, or in one (today, or YYYYMM).
+func sandboxRuns(scenario, gvisor string, sets []string) ([]sandboxRun, error) {
+	if scenario != "" && !slices.Contains(scenarioNames(), scenario) {
+		return nil, hint.Add(fmt.Errorf("there is no scenario %q", scenario), "the scenarios are %s", strings.Join(scenarioNames(), ", "))
+	}
+	var known []string
+	for _, set := range sets {
+		known = append(known, strings.TrimPrefix(set, olderSandbox))
+	}
+	known[0] = "today"
+	if gvisor != "" && !slices.Contains(known, gvisor) {
+		return nil, hint.Add(fmt.Errorf("there is no gVisor %q", gvisor), "build/ has %s", strings.Join(known, ", "))
+	}
+	var runs []sandboxRun
+	for i, set := range sets {
+		for _, s := range Scenarios {
+			switch {
+			case scenario != "" && scenario != s.Name, gvisor != "" && gvisor != known[i]:
+			case gvisor == "" && !s.Everywhere && set != sandboxSet:
+			default:
+				runs = append(runs, sandboxRun{s.Name, set})
+			}
+		}
+	}
+	return runs, nil
+}
+
+// sandboxSets are the names of the sets with a gVisor, the newest first.
+func (b *Builder) sandboxSets() ([]string, error) {
+	sets, err := b.ReadSets()
+	if err != nil {
+		return nil, err
+	}
+	var older []string
+	for _, set := range sets {
+		if strings.HasPrefix(set.Name, olderSandbox) {
+			older = append(older, set.Name)
+		}
+	}
+	slices.Sort(older)
+	slices.Reverse(older)
+	return append([]string{sandboxSet}, older...), nil
+}
+
 // TestSandbox runs the scenarios, or one of them, in real gVisor sandboxes, with
 // the programs in dist/.
-func (b *Builder) TestSandbox(ctx context.Context, only string) (err error) {
+func (b *Builder) TestSandbox(ctx context.Context, only, gvisor string) (err error) {
 	defer func() { err = b.noSpace(err) }()
-	scenarios := Scenarios
-	if only != "" {
-		if !slices.Contains(Scenarios, only) {
-			return hint.Add(fmt.Errorf("there is no scenario %q", only), "the scenarios are %s", strings.Join(Scenarios, ", "))
-		}
-		scenarios = []string{only}
+	names, err := b.sandboxSets()
+	if err != nil {
+		return err
+	}
+	scenarios, err := sandboxRuns(only, gvisor, names)
+	if err != nil {
+		return err
 	}
 	if why := refusal(); why != nil {
 		if os.Getenv("CI") != "" {
@@ -85,7 +163,7 @@ func (b *Builder) TestSandbox(ctx context.Context, only string) (err error) {
 	if err := b.checkDist(selection); err != nil {
 		return err
 	}
-	env, err := b.sandboxEnvironment(ctx, selection)
+	env, err := b.sandboxEnvironment(ctx, selection, scenarios)
 	if err != nil {
 		return err
 	}
@@ -104,7 +182,7 @@ func (b *Builder) TestSandbox(ctx context.Context, only string) (err error) {
 			return err
 		}
 		if !ok {
-			failed = append(failed, scenario)
+			failed = append(failed, scenario.String())
 		}
 	}
 	if len(failed) > 0 {
@@ -187,8 +265,8 @@ func (s *Set) compare(built record.Set) error {
 
 // sandboxEnvironment makes all that the scenarios put into sandboxes, and returns
 // the variables that tell them.
-func (b *Builder) sandboxEnvironment(ctx context.Context, selection Selection) ([]string, error) {
-	programs, err := b.sandboxPrograms(ctx, selection)
+func (b *Builder) sandboxEnvironment(ctx context.Context, selection Selection, runs []sandboxRun) ([]string, error) {
+	programs, err := b.sandboxPrograms(ctx, selection, runs)
 	if err != nil {
 		return nil, err
 	}
@@ -208,17 +286,19 @@ func (b *Builder) sandboxEnvironment(ctx context.Context, selection Selection) (
 		"K3S9P_REPORTS="+b.dist("reports")), nil
 }
 
-// sandboxPrograms makes a folder of programs and images.
-func (b *Builder) sandboxPrograms(ctx context.Context, selection Selection) (string, error) {
+// sandboxPrograms makes a directory of programs and images.
+func (b *Builder) sandboxPrograms(ctx context.Context, selection Selection, runs []sandboxRun) (string, error) {
 	sets, err := b.ReadSets()
 	if err != nil {
 		return "", err
 	}
-	i := slices.IndexFunc(sets, func(s *Set) bool { return s.Name == sandboxSet })
-	if i < 0 {
-		return "", fmt.Errorf("there is no build/%s", sandboxSet)
+	var sandboxes []*Set
+	for _, set := range sets {
+		if slices.ContainsFunc(runs, func(r sandboxRun) bool { return r.set == set.Name }) {
+			sandboxes = append(sandboxes, set)
+		}
 	}
-	all := append(slices.Clone(selection.Sets), sets[i])
+	all := append(slices.Clone(selection.Sets), sandboxes...)
 	if err := b.provide(ctx, all); err != nil {
 		return "", err
 	}
@@ -238,8 +318,12 @@ func (b *Builder) sandboxPrograms(ctx context.Context, selection Selection) (str
 		}
 	}
 	b.made = make(map[string]bool)
-	same := func(program string) string { return program }
-	if err := b.linkPrograms(ctx, sets[i], chain, dir, same); err != nil {
+	for _, set := range sandboxes {
+		if err := b.linkPrograms(ctx, set, chain, dir, as(runscOf(set.Name))); err != nil {
+			return "", err
+		}
+	}
+	if err := linkFile(b.dist(launcherName), filepath.Join(dir, launcherName)); err != nil {
 		return "", err
 	}
 	for _, v := range variants {
@@ -298,16 +382,17 @@ func (s *Set) withoutSeccomp() *Set {
 	return &changed
 }
 
-// runScenario runs the tests of a folder and shows each as it ends.
-func (b *Builder) runScenario(ctx context.Context, name string, env []string) (bool, error) {
+// runScenario runs the tests of a directory and shows each as it ends.
+func (b *Builder) runScenario(ctx context.Context, run sandboxRun, env []string) (bool, error) {
+	name := run.String()
 	log, err := os.CreateTemp(b.work("tmp"), "scenario-")
 	if err != nil {
 		return false, err
 	}
 	defer log.Close()
 	step := b.UI.Step("%s in gVisor", name)
-	cmd := exec.CommandContext(ctx, "go", "test", "-json", "-count=1", "-vet=off", "-timeout=15m", "./test/"+name)
-	cmd.Dir, cmd.Env = b.Root, env
+	cmd := exec.CommandContext(ctx, "go", "test", "-json", "-count=1", "-vet=off", "-timeout=15m", "./test/"+run.scenario)
+	cmd.Dir, cmd.Env = b.Root, append(slices.Clone(env), "K3S9P_RUNSC="+runscOf(run.set))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	// The tests delete their sandboxes when they are told to end.
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }

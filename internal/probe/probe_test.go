@@ -13,7 +13,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	children["hangs"] = func([]string) error { select {} }
+	children["hangs"] = func([]string) error { time.Sleep(time.Hour); return nil }
 	children["panics"] = func([]string) error { panic("the kernel sent something unexpected") }
 	children["ends"] = func([]string) error { os.Exit(0); return nil }
 	children["unclear"] = func([]string) error { return withScratch("/proc/nowhere", nil) }

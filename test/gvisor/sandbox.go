@@ -11,6 +11,7 @@ package gvisor
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,6 +22,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -38,6 +40,8 @@ const (
 	programsVariable = "K3S9P_SANDBOX_PROGRAMS"
 	// sandboxesVariable names the folder that the sandboxes are made in.
 	sandboxesVariable = "K3S9P_SANDBOXES"
+	// runscVariable names the gVisor among the programs.
+	runscVariable = "K3S9P_RUNSC"
 )
 
 // Program is the path, here, of a file that the sandbox may get.
@@ -93,7 +97,7 @@ func newSandbox(t *testing.T, options Options) *Sandbox {
 	run.Lock()
 	defer run.Unlock()
 	run.started++
-	s := &Sandbox{t: t, root: options.Root, runsc: Program("runsc")}
+	s := &Sandbox{t: t, root: options.Root, runsc: runsc()}
 	if s.root == "" {
 		s.root = NinePRoot
 	}
@@ -183,7 +187,7 @@ func capabilities() []string {
 }
 
 // startLimit is how long a sandbox may take to start.
-const startLimit = 5 * time.Second
+const startLimit = 10 * time.Second
 
 func (s *Sandbox) boot() {
 	s.t.Helper()
@@ -226,15 +230,25 @@ func (s *Sandbox) rootType() string {
 }
 
 func (s *Sandbox) command(ctx context.Context, args ...string) *exec.Cmd {
-	flags := []string{"--root", s.state, "--platform=systrap", "--net-raw", "--ignore-cgroups",
-		"--gofer-network-namespace=new", // the other choice leaves a mount in the state folder
-		string(s.root)}
+	flags := []string{"--root", s.state, "--platform=systrap", "--net-raw", "--ignore-cgroups", string(s.root)}
+	if strings.Contains(runscFlags(), "-gofer-network-namespace") {
+		flags = append(flags, "--gofer-network-namespace=new") // the other choice leaves a mount in the state directory
+	}
 	cmd := exec.CommandContext(ctx, s.runsc, append(flags, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second
 	return cmd
 }
+
+// runsc is the gVisor of this run.
+func runsc() string { return Program(cmp.Or(os.Getenv(runscVariable), "runsc")) }
+
+// runscFlags are those that it knows: older ones lack some.
+var runscFlags = sync.OnceValue(func() string {
+	output, _ := exec.Command(runsc(), "flags").CombinedOutput()
+	return string(output)
+})
 
 // Exec runs a program in the sandbox and returns what it printed, on both
 // outputs. The error is that of the program, or of the context.

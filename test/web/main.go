@@ -3,6 +3,8 @@
 //
 //	web serve ADDRESS     (default :8080)
 //	web say TEXT          prints it: something to exec
+//	web echo              prints what it reads: a stream to exec or attach to
+//	web once              ends with success: a Job
 //
 // It answers to
 //
@@ -12,6 +14,11 @@
 //	/healthz    ok
 //	/hold?mib=N holds N MiB of memory from now on
 //	/burn?s=N   keeps one processor busy for N seconds, then answers
+//	/file?path=P      what is in a file
+//	/bytes?mib=N      N MiB
+//	/receive          how many bytes were sent to it
+//	/download?url=U   bytes and seconds of a download, by the pod
+//	/upload?url=U&mib=N   the same of an upload
 package main
 
 import (
@@ -30,12 +37,18 @@ func main() {
 	switch args := os.Args[1:]; {
 	case len(args) == 2 && args[0] == "say":
 		fmt.Println(args[1])
+	case len(args) == 1 && args[0] == "echo":
+		if _, err := io.Copy(os.Stdout, os.Stdin); err != nil {
+			log.Fatal(err)
+		}
+	case len(args) == 1 && args[0] == "once":
+		fmt.Println("done")
 	case len(args) == 2 && args[0] == "serve":
 		serve(args[1])
 	case len(args) == 0:
 		serve(":8080")
 	default:
-		log.Fatal("usage: web [serve ADDRESS | say TEXT]")
+		log.Fatal("usage: web [serve ADDRESS | say TEXT | echo | once]")
 	}
 }
 
@@ -71,6 +84,37 @@ func serve(address string) {
 		for end := time.Now().Add(time.Duration(seconds) * time.Second); time.Now().Before(end); {
 		}
 	}))
+	http.HandleFunc("/file", func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, r.FormValue("path")) })
+	http.HandleFunc("/bytes", func(w http.ResponseWriter, r *http.Request) {
+		mib, _ := strconv.Atoi(r.FormValue("mib"))
+		_, _ = io.Copy(w, zeros(mib))
+	})
+	http.HandleFunc("/receive", func(w http.ResponseWriter, r *http.Request) {
+		n, err := io.Copy(io.Discard, r.Body)
+		if err != nil {
+			log.Print(err)
+		}
+		fmt.Fprint(w, n)
+	})
+	http.HandleFunc("/download", measured(func(r *http.Request) (int64, error) {
+		response, err := http.Get(r.FormValue("url"))
+		if err != nil {
+			return 0, err
+		}
+		defer response.Body.Close()
+		return io.Copy(io.Discard, response.Body)
+	}))
+	http.HandleFunc("/upload", measured(func(r *http.Request) (int64, error) {
+		mib, _ := strconv.Atoi(r.FormValue("mib"))
+		response, err := http.Post(r.FormValue("url"), "application/octet-stream", zeros(mib))
+		if err != nil {
+			return 0, err
+		}
+		defer response.Body.Close()
+		var n int64
+		_, err = fmt.Fscan(response.Body, &n)
+		return n, err
+	}))
 	log.Printf("serving on %s", address)
 	log.Fatal(http.ListenAndServe(address, nil))
 }
@@ -86,6 +130,29 @@ func get(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(response.StatusCode)
 	if _, err := io.Copy(w, response.Body); err != nil {
 		log.Print(err)
+	}
+}
+
+// zeros reads as so many MiB.
+func zeros(mib int) io.Reader { return io.LimitReader(zero{}, int64(mib)<<20) }
+
+type zero struct{}
+
+func (zero) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
+// measured answers with the bytes that f moved and the seconds that it took.
+func measured(f func(*http.Request) (int64, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		start := time.Now()
+		n, err := f(r)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		fmt.Fprintf(w, "%d %.3f", n, time.Since(start).Seconds())
 	}
 }
 

@@ -1,0 +1,90 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"testing"
+	"time"
+
+	"k3s9p/test/gvisor"
+)
+
+// Cluster is a sandbox into which k3s9p was copied, and nothing else of the
+// project; and an image for the pods.
+type Cluster struct {
+	*gvisor.Sandbox
+	t *testing.T
+}
+
+// program is where the user has put it.
+const program = "/root/k3s9p"
+
+// images is a directory with the image that the pods run.
+const images = "/root/images"
+
+// Start boots a sandbox. The cluster is not up yet.
+func Start(t *testing.T, options gvisor.Options) *Cluster {
+	t.Helper()
+	gvisor.Require(t)
+	options.Files = map[string]string{program: gvisor.Program("k3s9p"), images + "/web.tar": gvisor.Program("web.tar")}
+	return &Cluster{gvisor.Start(t, options), t}
+}
+
+// Up types k3s9p up --detach, and returns how long it took.
+func (c *Cluster) Up(args ...string) time.Duration {
+	c.t.Helper()
+	start := time.Now()
+	output, err := c.Try(3*time.Minute, append([]string{program, "up", "--detach", "--images=" + images}, args...)...)
+	if err != nil {
+		c.t.Fatalf("k3s9p up: %v\n%s\n%s", err, output, c.logs())
+	}
+	took := time.Since(start)
+	c.t.Logf("Ready after %.1f s\n%s", took.Seconds(), output)
+	return took
+}
+
+// Try runs a program that may fail.
+func (c *Cluster) Try(within time.Duration, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(c.t.Context(), within)
+	defer cancel()
+	return c.Exec(ctx, args...)
+}
+
+// logs are the ends of the logs of the node.
+func (c *Cluster) logs() string {
+	output, _ := c.Try(30*time.Second, "sh", "-c", "for l in /var/lib/k3s9p/log/*.log; do echo \"== $l\"; tail -n 12 $l; done")
+	return output
+}
+
+// Kubectl has to succeed.
+func (c *Cluster) Kubectl(args ...string) string {
+	c.t.Helper()
+	output, err := c.Try(time.Minute, append([]string{program, "kubectl"}, args...)...)
+	if err != nil {
+		c.t.Fatalf("kubectl %v: %v\n%s", args, err, output)
+	}
+	return output
+}
+
+// Get reads an object or a list of them.
+func (c *Cluster) Get(into any, args ...string) {
+	c.t.Helper()
+	output := c.Kubectl(append(append([]string{"get"}, args...), "-o", "json")...)
+	if err := json.Unmarshal([]byte(output), into); err != nil {
+		c.t.Fatalf("kubectl get %v: %v\n%s", args, err, output)
+	}
+}
+
+// Apply makes objects of a YAML text.
+func (c *Cluster) Apply(name, manifest string) {
+	c.t.Helper()
+	file := "/root/" + name + ".yaml"
+	c.Write(file, manifest)
+	c.Kubectl("apply", "-f", file)
+}
+
+// HTTP asks a web server from the node.
+func (c *Cluster) HTTP(address, path string) (string, error) {
+	return c.Try(2*time.Minute, "inside", "http", "GET", fmt.Sprintf("http://%s:8080%s", address, path))
+}
