@@ -1,0 +1,254 @@
+package nat
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// needLegacy skips a test where this kernel has no ip_tables.
+func needLegacy(t *testing.T) {
+	t.Helper()
+	needRoot(t)
+	if err := Supports(Legacy{}, []Rule{{Chain: Prerouting, Target: Return()}}); errors.Is(err, unix.ENOPROTOOPT) || errors.Is(err, unix.ENOENT) {
+		t.Skipf("this kernel has no ip_tables: %v", err)
+	}
+}
+
+// readNat reads the table nat as the kernel gives it, with the counters.
+func readNat() (layout, []byte, error) {
+	s, err := openSocket()
+	if err != nil {
+		return layout{}, nil, err
+	}
+	defer s.close()
+	return s.readEntries()
+}
+
+// foreign fills the table nat with what iptables makes on a machine with
+// kube-proxy: user chains, jumps, goto, a rule without a target, counters.
+func foreign() error {
+	rules, err := os.ReadFile("testdata/foreign.rules")
+	if err != nil {
+		return err
+	}
+	_, err = run(string(rules), "iptables-legacy-restore", "--counters")
+	return err
+}
+
+func TestForeignRulesSurviveLegacy(t *testing.T) {
+	needLegacy(t)
+	need(t, "iptables-legacy-restore")
+	inOwnNetwork(t, func() error {
+		if err := foreign(); err != nil {
+			return err
+		}
+		layoutBefore, before, err := readNat()
+		if err != nil {
+			return err
+		}
+		shownBefore, err := run("", "iptables-legacy-save", "--counters", "-t", "nat")
+		if err != nil {
+			return err
+		}
+		if err := (Legacy{}).Apply(clusterRules); err != nil {
+			return err
+		}
+		shown, err := run("", "iptables-legacy-save", "--counters", "-t", "nat")
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(shownBefore) {
+			if !strings.HasPrefix(line, "#") && !strings.Contains(shown, line) {
+				t.Errorf("with our rules iptables-save does not show any more: %s\nbut\n%s", line, shown)
+			}
+		}
+		if err := (Legacy{}).Remove(); err != nil {
+			return err
+		}
+		layoutAfter, after, err := readNat()
+		if err != nil {
+			return err
+		}
+		if layoutBefore != layoutAfter || !bytes.Equal(before, after) {
+			t.Errorf("the table of others is not what it was: %+v, %+v", layoutBefore, layoutAfter)
+		}
+		return nil
+	})
+}
+
+// Our rules stand in front of those of others, once and in their order, as
+// iptables(8) shows them, however often they are applied and whatever was before.
+func TestApplyLegacy(t *testing.T) {
+	needLegacy(t)
+	need(t, "iptables-legacy")
+	const want = `-P PREROUTING ACCEPT
+-P INPUT ACCEPT
+-P OUTPUT ACCEPT
+-P POSTROUTING ACCEPT
+-N K3S9P-POSTROUTING
+-N K3S9P-PREROUTING
+-A PREROUTING -j K3S9P-PREROUTING
+-A PREROUTING -s 198.51.100.1/32 -j RETURN
+-A POSTROUTING -j K3S9P-POSTROUTING
+-A K3S9P-POSTROUTING -s 10.42.0.0/16 -o eth0 -p udp -j SNAT --to-source 192.0.2.2
+-A K3S9P-PREROUTING -d 10.42.0.0/16 -i cni0 -j RETURN
+-A K3S9P-PREROUTING -d 10.43.0.0/16 -i cni0 -j RETURN
+-A K3S9P-PREROUTING -i cni0 -p tcp -j REDIRECT --to-ports 15001
+`
+	inOwnNetwork(t, func() error {
+		if _, err := run("", "iptables-legacy", "-t", "nat", "-A", "PREROUTING", "-s", "198.51.100.1", "-j", "RETURN"); err != nil {
+			return err
+		}
+		shows := func(when string) error {
+			if err := (Legacy{}).Verify(clusterRules); err != nil {
+				return err
+			}
+			got, err := run("", "iptables-legacy", "-t", "nat", "-S")
+			if err == nil && got != want {
+				t.Errorf("%s: got\n%s\nwant\n%s", when, got, want)
+			}
+			return err
+		}
+		steps := []struct {
+			name string
+			do   func() error
+		}{
+			{"other rules", func() error { return Legacy{}.Apply(otherRules) }},
+			{"once", func() error { return nil }},
+			{"twice", func() error { return nil }},
+			{"after somebody has come in front", func() error {
+				_, err := run("", "iptables-legacy", "-t", "nat", "-I", "POSTROUTING", "-j", "K3S9P-POSTROUTING")
+				return err
+			}},
+			{"after somebody has flushed our chain", func() error {
+				_, err := run("", "iptables-legacy", "-t", "nat", "-F", "K3S9P-PREROUTING")
+				return err
+			}},
+			{"after somebody has added to it", func() error {
+				_, err := run("", "iptables-legacy", "-t", "nat", "-A", "K3S9P-PREROUTING", "-j", "ACCEPT")
+				return err
+			}},
+			{"after somebody has deleted the jump", func() error {
+				_, err := run("", "iptables-legacy", "-t", "nat", "-D", "PREROUTING", "-j", "K3S9P-PREROUTING")
+				return err
+			}},
+		}
+		for _, step := range steps {
+			if err := step.do(); err != nil {
+				return err
+			}
+			if err := (Legacy{}).Apply(clusterRules); err != nil {
+				return fmt.Errorf("%s: %w", step.name, err)
+			}
+			if err := shows(step.name); err != nil {
+				return fmt.Errorf("%s: %w", step.name, err)
+			}
+		}
+		for range 2 {
+			if err := (Legacy{}).Remove(); err != nil {
+				return err
+			}
+		}
+		got, err := run("", "iptables-legacy", "-t", "nat", "-S")
+		if strings.Contains(got, "K3S9P") || !strings.Contains(got, "198.51.100.1") {
+			t.Errorf("after Remove: %s", got)
+		}
+		return err
+	})
+}
+
+// What is there already is not written again: that would lose no packet, but a
+// little of the counters of others.
+func TestApplyAgainWritesNothing(t *testing.T) {
+	needLegacy(t)
+	inOwnNetwork(t, func() error {
+		if err := (Legacy{}).Apply(clusterRules); err != nil {
+			return err
+		}
+		return edit(func(*table) error { return errors.New("the table would be written") },
+			func(t *table) error {
+				sorted, err := byChain(clusterRules)
+				return errors.Join(err, verify(t, sorted))
+			})
+	})
+}
+
+// A table that got another rule after it was read is not overwritten.
+func TestChangedMeanwhile(t *testing.T) {
+	needLegacy(t)
+	need(t, "iptables-legacy")
+	inOwnNetwork(t, func() error {
+		reads := 0
+		sorted, err := byChain(clusterRules)
+		if err != nil {
+			return err
+		}
+		os.Unsetenv("XTABLES_LOCKFILE") // t.Setenv brings it back
+		defer os.Setenv("XTABLES_LOCKFILE", os.Getenv("XTABLES_LOCKFILE"))
+		err = edit(func(read *table) error {
+			reads++
+			if reads == 1 {
+				os.Setenv("XTABLES_LOCKFILE", t.TempDir()+"/other")
+				if _, err := run("", "iptables-legacy", "-t", "nat", "-A", "OUTPUT", "-s", "198.51.100.1", "-j", "RETURN"); err != nil {
+					return err
+				}
+			}
+			for c, rules := range sorted {
+				if err := read.install(c, rules); err != nil {
+					return err
+				}
+			}
+			return nil
+		}, func(read *table) error { return verify(read, sorted) })
+		if err != nil {
+			return err
+		}
+		if reads != 2 {
+			t.Errorf("the table was read %d times, not 2", reads)
+		}
+		shown, err := run("", "iptables-legacy", "-t", "nat", "-S")
+		if !strings.Contains(shown, "-A OUTPUT -s 198.51.100.1/32 -j RETURN") {
+			t.Errorf("a rule of somebody else is lost:\n%s", shown)
+		}
+		return err
+	})
+}
+
+// Our chain stays where a rule of others jumps to it.
+func TestRemoveLegacyInUse(t *testing.T) {
+	needLegacy(t)
+	need(t, "iptables-legacy")
+	inOwnNetwork(t, func() error {
+		if err := (Legacy{}).Apply(clusterRules); err != nil {
+			return err
+		}
+		if _, err := run("", "iptables-legacy", "-t", "nat", "-A", "PREROUTING", "-s", "198.51.100.1", "-j", "K3S9P-PREROUTING"); err != nil {
+			return err
+		}
+		if err := (Legacy{}).Apply(clusterRules[2:]); err != nil { // that rule's jump follows the chain
+			return err
+		}
+		if err := (Legacy{}).Remove(); err == nil || !strings.Contains(err.Error(), "which is not ours, jumps to chain K3S9P-PREROUTING") {
+			t.Errorf("Remove: %v", err)
+		}
+		return Legacy{}.Verify(clusterRules[2:])
+	})
+}
+
+func TestSupportsNamesTheRefusedRule(t *testing.T) {
+	needLegacy(t)
+	t.Setenv("XTABLES_LOCKFILE", t.TempDir()+"/lock")
+	// A broadcast address is nothing that ip_tables would refuse, so the rule is made
+	// wrong behind check's back.
+	wrong := Rule{Chain: Postrouting, Protocol: TCP, Target: Target{kind: 99}}
+	err := Supports(Legacy{}, append([]Rule{wrong}, clusterRules...))
+	if err == nil || !strings.HasPrefix(err.Error(), wrong.String()+": ") || strings.Contains(err.Error(), "REDIRECT") {
+		t.Errorf("got %v", err)
+	}
+}
