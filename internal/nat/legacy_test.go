@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -189,13 +190,11 @@ func TestChangedMeanwhile(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		os.Unsetenv("XTABLES_LOCKFILE") // t.Setenv brings it back
-		defer os.Setenv("XTABLES_LOCKFILE", os.Getenv("XTABLES_LOCKFILE"))
 		err = edit(func(read *table) error {
 			reads++
 			if reads == 1 {
-				os.Setenv("XTABLES_LOCKFILE", t.TempDir()+"/other")
-				if _, err := run("", "iptables-legacy", "-t", "nat", "-A", "OUTPUT", "-s", "198.51.100.1", "-j", "RETURN"); err != nil {
+				// One that does not heed the lock.
+				if _, err := run("", "env", "XTABLES_LOCKFILE="+filepath.Join(t.TempDir(), "other"), "iptables-legacy", "-t", "nat", "-A", "OUTPUT", "-s", "198.51.100.1", "-j", "RETURN"); err != nil {
 					return err
 				}
 			}
@@ -241,14 +240,21 @@ func TestRemoveLegacyInUse(t *testing.T) {
 	})
 }
 
-func TestSupportsNamesTheRefusedRule(t *testing.T) {
+// While we write the table, iptables(8) waits.
+func TestLock(t *testing.T) {
 	needLegacy(t)
-	t.Setenv("XTABLES_LOCKFILE", t.TempDir()+"/lock")
-	// A broadcast address is nothing that ip_tables would refuse, so the rule is made
-	// wrong behind check's back.
-	wrong := Rule{Chain: Postrouting, Protocol: TCP, Target: Target{kind: 99}}
-	err := Supports(Legacy{}, append([]Rule{wrong}, clusterRules...))
-	if err == nil || !strings.HasPrefix(err.Error(), wrong.String()+": ") || strings.Contains(err.Error(), "REDIRECT") {
-		t.Errorf("got %v", err)
-	}
+	need(t, "iptables-legacy")
+	inOwnNetwork(t, func() error {
+		unlock, err := lock()
+		if err != nil {
+			return err
+		}
+		_, err = run("", "iptables-legacy", "-w", "1", "-t", "nat", "-N", "FOREIGN")
+		if err == nil || !strings.Contains(err.Error(), "xtables lock") {
+			t.Errorf("iptables has not seen the lock: %v", err)
+		}
+		unlock()
+		_, err = run("", "iptables-legacy", "-w", "1", "-t", "nat", "-N", "FOREIGN")
+		return err
+	})
 }

@@ -1,12 +1,14 @@
 package nat
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // inOwnNetwork calls f in a network namespace of its own, and lets nobody wait for
@@ -37,7 +39,9 @@ func need(t *testing.T, program string) {
 
 // run gives a program the input and returns its output.
 func run(input string, program string, args ...string) (string, error) {
-	cmd := exec.Command(program, args...)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Stdin = strings.NewReader(input)
 	output, err := cmd.CombinedOutput()
 	if err != nil {

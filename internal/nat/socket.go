@@ -104,16 +104,11 @@ func (s socket) readTable() (*table, error) {
 }
 
 func (s socket) readEntries() (layout, []byte, error) {
-	info := make([]byte, infoSize)
-	copy(info, tableName[:])
-	if err := s.get(getInfo, info); err != nil {
-		return layout{}, nil, fmt.Errorf("read what table nat has (IPT_SO_GET_INFO): %w", err)
+	info, err := s.readInfo()
+	if err != nil {
+		return layout{}, nil, err
 	}
-	number := func(at int) uint32 { return binary.NativeEndian.Uint32(info[at:]) }
-	l := layout{validHooks: number(infoHooks), entries: number(infoEntries), size: number(infoLength)}
-	for hook := range hooks {
-		l.hookEntry[hook], l.underflow[hook] = number(infoEntry+4*hook), number(infoUnder+4*hook)
-	}
+	l := decodeInfo(info)
 	entries := make([]byte, getEntriesSize+int(l.size))
 	copy(entries, tableName[:])
 	binary.NativeEndian.PutUint32(entries[tableNameLength:], l.size)
@@ -121,6 +116,25 @@ func (s socket) readEntries() (layout, []byte, error) {
 		return layout{}, nil, fmt.Errorf("read %d bytes of table nat (IPT_SO_GET_ENTRIES): %w", l.size, err)
 	}
 	return l, entries[getEntriesSize:], nil
+}
+
+func (s socket) readInfo() ([]byte, error) {
+	info := make([]byte, infoSize)
+	copy(info, tableName[:])
+	if err := s.get(getInfo, info); err != nil {
+		return nil, fmt.Errorf("read what table nat has (IPT_SO_GET_INFO): %w", err)
+	}
+	return info, nil
+}
+
+// decodeInfo reads a struct ipt_getinfo.
+func decodeInfo(info []byte) layout {
+	number := func(at int) uint32 { return binary.NativeEndian.Uint32(info[at:]) }
+	l := layout{validHooks: number(infoHooks), entries: number(infoEntries), size: number(infoLength)}
+	for hook := range hooks {
+		l.hookEntry[hook], l.underflow[hook] = number(infoEntry+4*hook), number(infoUnder+4*hook)
+	}
+	return l
 }
 
 // writeTable replaces the table nat at once. Linux answers EAGAIN if the number of

@@ -1,0 +1,202 @@
+package nat
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+)
+
+// The tables in testdata are the answers to IPT_SO_GET_INFO and, without their
+// header, IPT_SO_GET_ENTRIES:
+//
+//	CGO_ENABLED=0 go test -c -o nat.test
+//	unshare -n sh -c 'iptables-legacy-restore --counters < testdata/foreign.rules
+//	    ./nat.test -test.run=TestCapture -capture=testdata/linux-6.18-foreign.nat'
+//
+// and the same with nothing before in a sandbox of gVisor.
+var capture = flag.String("capture", "", "write the table nat of this network namespace to `FILE`")
+
+func TestCapture(t *testing.T) {
+	if *capture == "" {
+		t.Skip("there is no flag -capture")
+	}
+	s, err := openSocket()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	info, err := s.readInfo()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, entries, err := s.readEntries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(*capture, append(info, entries...), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// captured are the tables by the names of their files.
+func captured(t testing.TB) map[string][]byte {
+	t.Helper()
+	paths, err := filepath.Glob("testdata/*.nat")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("no tables in testdata: %v", err)
+	}
+	tables := make(map[string][]byte)
+	for _, path := range paths {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tables[filepath.Base(path)] = data
+	}
+	return tables
+}
+
+func decodeCaptured(t *testing.T, data []byte) *table {
+	t.Helper()
+	decoded, err := decode(decodeInfo(data), data[infoSize:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return decoded
+}
+
+func TestRoundTrip(t *testing.T) {
+	for name, data := range captured(t) {
+		t.Run(name, func(t *testing.T) {
+			l, entries := decodeCaptured(t, data).encode()
+			if l != decodeInfo(data) || !bytes.Equal(entries, data[infoSize:]) {
+				t.Errorf("decoded and encoded it is another table: %+v, %+v", l, decodeInfo(data))
+			}
+		})
+	}
+}
+
+// Every jump, hook and policy leads to the same entry after our rules came and
+// went, and while they are there.
+func TestInstallUninstall(t *testing.T) {
+	for name, data := range captured(t) {
+		t.Run(name, func(t *testing.T) {
+			original := decodeCaptured(t, data)
+			sorted, err := byChain(append(append([]Rule{}, clusterRules...), otherRules...))
+			if err != nil {
+				t.Fatal(err)
+			}
+			edited := decodeCaptured(t, data)
+			for _, c := range chains {
+				if err := edited.install(c, sorted[c]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			l, with := edited.encode()
+			edited, err = decode(l, with)
+			if err != nil {
+				t.Fatalf("with our rules: %v", err)
+			}
+			if err := verify(edited, sorted); err != nil {
+				t.Error(err)
+			}
+			sameJumps(t, original, edited)
+			for _, c := range chains {
+				if err := edited.uninstall(c); err != nil {
+					t.Fatal(err)
+				}
+			}
+			l, without := edited.encode()
+			if l != decodeInfo(data) || !bytes.Equal(without, data[infoSize:]) {
+				t.Errorf("without our rules it is another table: %+v, %+v", l, decodeInfo(data))
+			}
+		})
+	}
+}
+
+// sameJumps compares where the entries of the first table lead with where the same
+// entries, in their order, lead in the second.
+func sameJumps(t *testing.T, before, after *table) {
+	t.Helper()
+	position := make(map[*entry]int)
+	found := 0
+	for _, e := range after.entries {
+		if found < len(before.entries) && e.same(before.entries[found]) && !ours(after, e) {
+			position[e] = found
+			found++
+		}
+	}
+	if found != len(before.entries) {
+		t.Fatalf("%d of %d entries of others are there", found, len(before.entries))
+	}
+	for e, i := range position {
+		if to := before.entries[i].to; to != nil && position[e.to] != slices.Index(before.entries, to) {
+			t.Errorf("entry %d leads to entry %d of others, not to %d", i, position[e.to], slices.Index(before.entries, to))
+		}
+	}
+	for hook, policy := range before.policy {
+		if policy != nil && position[after.policy[hook]] != slices.Index(before.entries, policy) {
+			t.Errorf("the policy of hook %d is entry %d of others", hook, position[after.policy[hook]])
+		}
+	}
+}
+
+// ours reports whether an entry is one of ours: in our chains, or a jump to them.
+func ours(t *table, e *entry) bool {
+	for _, c := range chains {
+		start, end, ok := t.userChain(ownName(c))
+		if ok && (slices.Contains(t.entries[start:end], e) || e.to == t.entries[start+1]) {
+			return true
+		}
+	}
+	return false
+}
+
+// A rule without a target jumps to the entry behind it. If that is our jump, and
+// ours goes, it jumps to the one behind ours.
+func TestRemoveBehindRuleWithoutTarget(t *testing.T) {
+	for name, data := range captured(t) {
+		t.Run(name, func(t *testing.T) {
+			edited := decodeCaptured(t, data)
+			if err := edited.install(Prerouting, clusterRules[:3]); err != nil {
+				t.Fatal(err)
+			}
+			ours := edited.first[0]
+			empty := jump(ours)
+			edited.entries = slices.Insert(edited.entries, slices.Index(edited.entries, ours), empty)
+			edited.first[0] = empty
+			next := edited.entries[slices.Index(edited.entries, ours)+1]
+			if err := edited.uninstall(Prerouting); err != nil {
+				t.Fatal(err)
+			}
+			if empty.to != next || edited.first[0] != empty {
+				t.Error("the rule without a target leads elsewhere")
+			}
+		})
+	}
+}
+
+// Whatever a kernel answers, decode returns an error or a table that encodes to the
+// same bytes.
+func FuzzDecode(f *testing.F) {
+	for _, data := range captured(f) {
+		f.Add(data)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if len(data) < infoSize {
+			return
+		}
+		l := decodeInfo(data)
+		decoded, err := decode(l, data[infoSize:])
+		if err != nil {
+			return
+		}
+		l.size = uint32(len(data) - infoSize)
+		if again, entries := decoded.encode(); again != l || !bytes.Equal(entries, data[infoSize:]) {
+			t.Errorf("decoded and encoded it is another table: %+v, %+v", again, l)
+		}
+	})
+}
