@@ -56,9 +56,9 @@ func Detect(rules []Rule) (Detection, error) {
 			detection.Backend = backend
 			return detection, nil
 		}
-		detection.Refused = append(detection.Refused, fmt.Errorf("%s: %w", backend, err))
+		detection.Refused = append(detection.Refused, err)
 	}
-	return detection, fmt.Errorf("no way to give nat rules to this kernel: %w", errors.Join(detection.Refused...))
+	return detection, fmt.Errorf("no way to give %d nat rules to this kernel: %w", len(rules), errors.Join(detection.Refused...))
 }
 
 // Supports returns nil if the back end takes the rules and shows them again. It

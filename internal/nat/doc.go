@@ -14,7 +14,8 @@
 // somebody else has made stays. Rules of others are kept byte for byte, with their
 // counters.
 //
-// That the kernel has accepted rules does not prove that it follows them: who needs
+// A rule decides about new connections; those that the kernel knows keep what they
+// have. That the kernel has accepted rules does not prove that it follows them: who needs
 // to know sends a packet. The package has no IPv6, no port ranges and no other
 // matches than [Rule] lists, which is what gVisor takes too; for a firewall, or on a
 // machine with kube-proxy, use nft or iptables.

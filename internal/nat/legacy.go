@@ -3,6 +3,9 @@ package nat
 import (
 	"errors"
 	"fmt"
+	"os"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,8 +20,9 @@ type Legacy struct{}
 
 func (Legacy) String() string { return "legacy iptables" }
 
-// Apply implements Backend. In gVisor the table may have 32 KiB, before 2026 8 KiB:
-// room for some 50 rules (pkg/sentry/syscalls/linux/sys_socket.go, maxOptLen).
+// Apply implements Backend. In gVisor the whole table may have 32 KiB, in January
+// 2026 still 8 KiB, where 30 rules fit (pkg/sentry/syscalls/linux/sys_socket.go,
+// maxOptLen); more are an invalid argument.
 func (b Legacy) Apply(rules []Rule) error {
 	sorted, err := byChain(rules)
 	if err != nil {
@@ -38,7 +42,7 @@ func (b Legacy) Apply(rules []Rule) error {
 		return nil
 	}, func(t *table) error { return verify(t, sorted) })
 	if err != nil {
-		return fmt.Errorf("nat: apply %d rules with %s: %w", len(rules), b, err)
+		return fmt.Errorf("nat: apply rules with %s: %w", b, err)
 	}
 	return nil
 }
@@ -58,13 +62,16 @@ func (b Legacy) Verify(rules []Rule) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("nat: verify %d rules with %s: %w", len(rules), b, err)
+		return fmt.Errorf("nat: verify rules with %s: %w", b, err)
 	}
 	return nil
 }
 
 // Remove implements Backend.
 func (b Legacy) Remove() error {
+	if unused() {
+		return nil
+	}
 	err := edit(func(t *table) error {
 		for _, c := range chains {
 			if err := t.uninstall(c); err != nil {
@@ -79,9 +86,17 @@ func (b Legacy) Remove() error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("nat: remove the rules with %s: %w", b, err)
+		return fmt.Errorf("nat: remove rules with %s: %w", b, err)
 	}
 	return nil
+}
+
+// unused reports whether nobody has used the table nat of this network namespace
+// yet: reading it would make it, with its hooks in the way of every packet. gVisor
+// has no such file, and always a table.
+func unused() bool {
+	names, err := os.ReadFile("/proc/thread-self/net/ip_tables_names")
+	return err == nil && !slices.Contains(strings.Fields(string(names)), "nat")
 }
 
 func verify(t *table, sorted map[Chain][]Rule) error {

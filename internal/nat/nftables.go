@@ -55,7 +55,7 @@ func (b Nftables) Apply(rules []Rule) error {
 		return err
 	}
 	if err := b.apply(sorted); err != nil {
-		return fmt.Errorf("nat: apply %d rules with %s: %w", len(rules), b, err)
+		return fmt.Errorf("nat: apply rules with %s: %w", b, err)
 	}
 	return nil
 }
@@ -109,7 +109,7 @@ func (b Nftables) Remove() error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("nat: remove the rules with %s: %w", b, err)
+		return fmt.Errorf("nat: remove rules with %s: %w", b, err)
 	}
 	return nil
 }
@@ -121,7 +121,7 @@ func (b Nftables) Verify(rules []Rule) error {
 		err = b.verify(sorted)
 	}
 	if err != nil {
-		return fmt.Errorf("nat: verify %d rules with %s: %w", len(rules), b, err)
+		return fmt.Errorf("nat: verify rules with %s: %w", b, err)
 	}
 	return nil
 }
@@ -135,14 +135,16 @@ func (Nftables) verify(sorted map[Chain][]Rule) error {
 	if err != nil {
 		return fmt.Errorf("list the chains of nf_tables: %w", err)
 	}
+	there = slices.DeleteFunc(there, func(c *nftables.Chain) bool { return c.Table.Name != ownTable().Name })
+	if len(there) != len(sorted) {
+		return fmt.Errorf("table ip k3s9p has %d chains instead of %d", len(there), len(sorted))
+	}
 	for _, c := range chains {
-		want := ownChain(c)
-		i := slices.IndexFunc(there, func(got *nftables.Chain) bool {
-			return got.Table.Name == want.Table.Name && got.Name == want.Name
-		})
-		if i < 0 && len(sorted[c]) == 0 {
+		if len(sorted[c]) == 0 {
 			continue
 		}
+		want := ownChain(c)
+		i := slices.IndexFunc(there, func(got *nftables.Chain) bool { return got.Name == want.Name })
 		if i < 0 {
 			return fmt.Errorf("there is no chain %s in table ip k3s9p", want.Name)
 		}

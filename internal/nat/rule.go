@@ -93,7 +93,9 @@ const (
 // with a Protocol.
 func SNAT(source netip.Addr) Target { return Target{snat, netip.AddrPortFrom(source, 0)} }
 
-// DNAT sends the connection to another address and port.
+// DNAT sends the connection to another address and port. In Output gVisor of
+// September 2026 takes it, but routes the packets as before, so that a destination
+// behind another interface is not reached (gvisor#14626).
 func DNAT(destination netip.AddrPort) Target { return Target{dnat, destination} }
 
 // Redirect sends the connection to a port of this machine, where SO_ORIGINAL_DST

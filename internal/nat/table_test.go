@@ -16,7 +16,7 @@ import (
 //	unshare -n sh -c 'iptables-legacy-restore --counters < testdata/foreign.rules
 //	    ./nat.test -test.run=TestCapture -capture=testdata/linux-6.18-foreign.nat'
 //
-// and the same with nothing before in a sandbox of gVisor.
+// and the same with no rules, and in a sandbox of gVisor with plain.rules.
 var capture = flag.String("capture", "", "write the table nat of this network namespace to `FILE`")
 
 func TestCapture(t *testing.T) {
