@@ -129,6 +129,12 @@ func TestApplyLegacy(t *testing.T) {
 			{"once", func() error { return nil }},
 			{"twice", func() error { return nil }},
 			{"after somebody has come in front", func() error {
+				rule := []string{"PREROUTING", "-s", "198.51.100.1", "-j", "RETURN"}
+				_, deleted := run("", "iptables-legacy", append([]string{"-t", "nat", "-D"}, rule...)...)
+				_, inserted := run("", "iptables-legacy", append([]string{"-t", "nat", "-I"}, rule...)...)
+				return errors.Join(deleted, inserted)
+			}},
+			{"after somebody has jumped to us again", func() error {
 				_, err := run("", "iptables-legacy", "-t", "nat", "-I", "POSTROUTING", "-j", "K3S9P-POSTROUTING")
 				return err
 			}},
@@ -324,5 +330,32 @@ func TestLock(t *testing.T) {
 		unlock()
 		_, err = run("", "iptables-legacy", "-w", "1", "-t", "nat", "-N", "FOREIGN")
 		return err
+	})
+}
+
+// Other rules than those that are there, even as many, are not there, and the error
+// says which.
+func TestVerifyLegacy(t *testing.T) {
+	needLegacy(t)
+	inOwnNetwork(t, func() error {
+		if err := (Legacy{}).Apply(clusterRules); err != nil {
+			return err
+		}
+		moved := append([]Rule{}, clusterRules...)
+		moved[3].Target = SNAT(uplink.Next())
+		for _, test := range []struct {
+			rules []Rule
+			want  string
+		}{
+			{moved, "chain K3S9P-POSTROUTING has not, or not as rule 1: " + moved[3].String()},
+			{clusterRules[:2], "chain K3S9P-PREROUTING has 4 entries instead of 3"},
+			{clusterRules[:3], "chain K3S9P-POSTROUTING is there"},
+			{append(otherRules[2:3:3], clusterRules...), "there is no chain K3S9P-OUTPUT"},
+		} {
+			if err := (Legacy{}).Verify(test.rules); err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want an error with %q", err, test.want)
+			}
+		}
+		return Legacy{}.Verify(clusterRules)
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -199,4 +200,49 @@ func FuzzDecode(f *testing.F) {
 			t.Errorf("decoded and encoded it is another table: %+v, %+v", again, l)
 		}
 	})
+}
+
+// jumpVerdict finds where the first jump of a table says where it leads.
+func jumpVerdict(t *testing.T, data []byte) int {
+	t.Helper()
+	at := infoSize
+	for _, e := range decodeCaptured(t, data).entries {
+		if e.to != nil {
+			return at + len(e.data) - len(e.target()) + extensionSize
+		}
+		at += len(e.data)
+	}
+	t.Fatal("the table has no jump")
+	return 0
+}
+
+// A table whose parts do not fit is refused, and not read past its end.
+func TestDecodeRefuses(t *testing.T) {
+	good := captured(t)["linux-6.18-foreign.nat"]
+	for _, test := range []struct {
+		name string
+		at   int // of a number in the answers
+		size int
+		want string
+	}{
+		{"entry without a target", infoSize + entryNextOffset, 2, "with its target at"},
+		{"target in the header", infoSize + entryTargetOffset, 2, "with its target at"},
+		{"number of entries", infoEntries, 4, "where the kernel says 111"},
+		{"first rule", infoEntry, 4, "no entry begins at the ends of hook 0"},
+		{"jump", jumpVerdict(t, good), 4, "where no entry begins"},
+		{"policy", infoUnder + 4*4, 4, "no entry begins at the ends of hook 4"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			data := bytes.Clone(good)
+			clear(data[test.at:][:test.size])
+			data[test.at] = entrySize - 1 // in the byte order of all machines that are built for
+			_, err := decode(decodeInfo(data), data[infoSize:])
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want an error with %q", err, test.want)
+			}
+		})
+	}
+	if _, err := decode(decodeInfo(good), good[infoSize:len(good)-1]); err == nil {
+		t.Error("a table that ends within its last entry is taken")
+	}
 }
