@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"syscall"
 
@@ -24,8 +23,8 @@ type Policy struct {
 }
 
 // ListenEgress serves connections that a rule has redirected (iptables-extensions(8),
-// REDIRECT) to the address, IPv4; a port 0 is replaced by a free one. It dials for
-// each where it was going.
+// REDIRECT) to the address, IPv4; a port 0 is replaced by a free one. It dials, for
+// each, where that was going.
 func ListenEgress(address netip.AddrPort, policy Policy, options Options) (*TCP, error) {
 	return ListenTCP(address, policy.destinations(originalDestination, isOwnAddress), options)
 }
@@ -35,9 +34,6 @@ func (p Policy) destinations(original func(Flow) (netip.AddrPort, error), own fu
 		to, err := original(flow)
 		if err != nil {
 			return nil, fmt.Errorf("ask where a connection of %v was going: %w", flow.Client, err)
-		}
-		if to == flow.Local {
-			return nil, fmt.Errorf("%v has connected to the proxy itself, %v", flow.Client, to)
 		}
 		// Listening at 0.0.0.0, the proxy is at every address of the node.
 		if to.Port() == flow.Local.Port() {
@@ -97,19 +93,13 @@ func originalDestination(flow Flow) (netip.AddrPort, error) {
 	if !ok {
 		return netip.AddrPort{}, fmt.Errorf("%T is not a socket", flow.conn)
 	}
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return netip.AddrPort{}, err
-	}
 	// The kernel writes a struct sockaddr_in of 16 bytes. Of the structures that
 	// x/sys reads with getsockopt, this one begins with 16 bytes and nothing else.
-	var answer *unix.IPv6Mreq
-	var failure error
-	err = raw.Control(func(fd uintptr) {
-		answer, failure = unix.GetsockoptIPv6Mreq(int(fd), unix.SOL_IP, originalDestinationOption)
+	answer, err := control(conn, func(fd int) (*unix.IPv6Mreq, error) {
+		return unix.GetsockoptIPv6Mreq(fd, unix.SOL_IP, originalDestinationOption)
 	})
-	if err := errors.Join(err, os.NewSyscallError("getsockopt SO_ORIGINAL_DST", failure)); err != nil {
-		return netip.AddrPort{}, err
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("getsockopt SO_ORIGINAL_DST: %w", err)
 	}
 	return parseSockaddr(answer.Multiaddr), nil
 }

@@ -76,7 +76,7 @@ func TestPolicy(t *testing.T) {
 		t.Run(to, func(t *testing.T) {
 			to := netip.MustParseAddrPort(to)
 			destinations := policy.destinations(func(Flow) (netip.AddrPort, error) { return to, nil }, own)
-			got, err := destinations(Flow{Client: netip.MustParseAddrPort("10.42.0.5:40000"), Local: local})
+			got, err := destinations.of(Flow{Client: netip.MustParseAddrPort("10.42.0.5:40000"), Local: local})
 			switch {
 			case want == "" && (err != nil || len(got) != 1 || got[0] != to):
 				t.Errorf("got %v and %v", got, err)

@@ -2,6 +2,7 @@ package svcproxy
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -19,33 +20,39 @@ import (
 // direction reads only what it has been able to write, so a slow reader slows the
 // sender.
 type relay struct {
-	client, server net.Conn
+	client, server end
 	idle           time.Duration // allowed once one direction has ended
 	oneEnded       atomic.Bool
+}
+
+// end is one of the two connections.
+type end struct {
+	net.Conn
+	shut atomic.Bool // an end of data is sent, or about to be
 }
 
 func (r *relay) run(toServer, toClient *atomic.Uint64) error {
 	var up, down error
 	var both sync.WaitGroup
-	both.Go(func() { up = r.copy(r.server, r.client, toServer) })
-	both.Go(func() { down = r.copy(r.client, r.server, toClient) })
+	both.Go(func() { up = r.copy(&r.server, &r.client, toServer) })
+	both.Go(func() { down = r.copy(&r.client, &r.server, toClient) })
 	both.Wait()
 	err := errors.Join(up, down)
 	if err != nil {
 		// Whoever is still there has not seen the end of one direction, or would send
 		// into the void.
-		settle(r.client)
-		reset(r.client)
-		reset(r.server)
+		settle(r.client.Conn)
+		reset(r.client.Conn)
+		reset(r.server.Conn)
 	}
 	return err
 }
 
 // copy is one direction.
-func (r *relay) copy(dst, src net.Conn, bytes *atomic.Uint64) error {
-	from, err := newSource(src, true)
+func (r *relay) copy(dst, src *end, bytes *atomic.Uint64) error {
+	from, err := newSource(src.Conn, true)
 	if err != nil {
-		reset(dst)
+		reset(dst.Conn)
 		return err
 	}
 	for {
@@ -61,24 +68,47 @@ func (r *relay) copy(dst, src net.Conn, bytes *atomic.Uint64) error {
 			r.ended()
 			return err
 		}
-		if !errors.Is(err, io.EOF) {
-			settle(dst)
-			reset(dst)
-			reset(src)
+		if errors.Is(err, io.EOF) {
+			err = src.checkEnd()
+		}
+		if err != nil {
+			settle(dst.Conn)
+			reset(dst.Conn)
+			reset(src.Conn)
 			return err
 		}
-		half, ok := dst.(interface{ CloseWrite() error })
-		if !ok {
-			return errors.Join(dst.Close(), src.Close())
-		}
-		// ENOTCONN: dst is gone, which the other direction is told.
-		if err := half.CloseWrite(); err != nil && !errors.Is(err, syscall.ENOTCONN) {
-			r.ended()
-			return err
-		}
+		err = dst.endData()
 		r.ended()
+		return err
+	}
+}
+
+// checkEnd tells an end of data from a reset, of which the kernel tells once: if a
+// write has had the error, a read gets what looks like an end. After an end the
+// socket is not closed before our own end is sent.
+func (e *end) checkEnd() error {
+	tcp, ok := e.Conn.(*net.TCPConn)
+	if !ok {
 		return nil
 	}
+	state, err := tcpState(tcp)
+	if err != nil {
+		return err
+	}
+	if state == unix.BPF_TCP_CLOSE && !e.shut.Load() { // shut is looked at last: it may be set now
+		return os.NewSyscallError("read", unix.ECONNRESET)
+	}
+	return nil
+}
+
+// endData passes on an end of data, or of the connection if it knows no other.
+func (e *end) endData() error {
+	half, ok := e.Conn.(interface{ CloseWrite() error })
+	if !ok {
+		return e.Close()
+	}
+	e.shut.Store(true)
+	return half.CloseWrite()
 }
 
 // write writes all, or as long as dst takes something: a deadline that passes with
@@ -212,22 +242,37 @@ func settle(conn net.Conn) {
 	if !ok {
 		return
 	}
-	raw, err := tcp.SyscallConn()
-	if err != nil {
-		return
-	}
 	for deadline := time.Now().Add(time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		settled := true
-		err := raw.Control(func(fd uintptr) {
-			info, err := unix.GetsockoptTCPInfo(int(fd), unix.SOL_TCP, unix.TCP_INFO)
-			if err != nil || info.State == unix.BPF_TCP_CLOSE { // nobody is there
-				return
-			}
-			unacknowledged, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
-			settled = err != nil || unacknowledged == 0
-		})
-		if err != nil || settled {
+		state, err := tcpState(tcp)
+		if err != nil || state == unix.BPF_TCP_CLOSE { // nobody is there
+			return
+		}
+		unacknowledged, err := control(tcp, func(fd int) (int, error) { return unix.IoctlGetInt(fd, unix.SIOCOUTQ) })
+		if err != nil || unacknowledged == 0 {
 			return
 		}
 	}
+}
+
+// tcpState is the state of a socket as in the kernel's net/tcp_states.h, for whose
+// numbers x/sys has other names.
+func tcpState(conn *net.TCPConn) (uint8, error) {
+	info, err := control(conn, func(fd int) (*unix.TCPInfo, error) {
+		return unix.GetsockoptTCPInfo(fd, unix.SOL_TCP, unix.TCP_INFO)
+	})
+	if err != nil {
+		return 0, fmt.Errorf("ask for the state of a TCP connection: %w", err)
+	}
+	return info.State, nil
+}
+
+// control asks the kernel about a socket.
+func control[T any](conn syscall.Conn, ask func(fd int) (T, error)) (answer T, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return answer, err
+	}
+	var failure error
+	err = raw.Control(func(fd uintptr) { answer, failure = ask(int(fd)) })
+	return answer, errors.Join(err, failure)
 }

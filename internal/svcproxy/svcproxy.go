@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -133,13 +134,19 @@ func retryDelay(last time.Duration) time.Duration {
 	return min(max(2*last, 5*time.Millisecond), time.Second)
 }
 
-// destinations asks, and holds Destinations to its promise.
+// of asks for the destinations of a flow, which have to be one at least, and none
+// of them the listener itself.
 func (d Destinations) of(flow Flow) ([]netip.AddrPort, error) {
-	found, err := d(flow)
-	if err == nil && len(found) == 0 {
-		err = fmt.Errorf("%v has no destination", flow.Local)
+	to, err := d(flow)
+	switch {
+	case err != nil:
+		return nil, err
+	case len(to) == 0:
+		return nil, fmt.Errorf("%v, from %v, has no destination", flow.Local, flow.Client)
+	case slices.Contains(to, flow.Local):
+		return nil, fmt.Errorf("what %v sends to %v would come back to the proxy itself", flow.Client, flow.Local)
 	}
-	return found, err
+	return to, nil
 }
 
 // addrPort is the address of an end of a TCP or UDP connection.

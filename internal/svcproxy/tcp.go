@@ -133,7 +133,7 @@ func (p *TCP) serve(client net.Conn) {
 		return
 	}
 	defer p.disown(server)
-	r := relay{client: client, server: server, idle: p.options.HalfClosedTimeout}
+	r := relay{client: end{Conn: client}, server: end{Conn: server}, idle: p.options.HalfClosedTimeout}
 	if err := r.run(&p.counters.toDestination, &p.counters.toClient); err != nil {
 		p.options.Log.Debug("a connection has ended with an error", "listener", p.Addr(), "client", flow.Client, "destination", server.RemoteAddr(), "error", err)
 	}
