@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"os/exec"
 	"runtime"
 	"strings"
@@ -42,15 +41,31 @@ func newNamespace(t testing.TB) *namespace {
 	return n
 }
 
+// thisNamespace is the one that the program was started in.
+func thisNamespace(t testing.TB) *namespace {
+	n := &namespace{calls: make(chan func())}
+	go func() {
+		for call := range n.calls {
+			call()
+		}
+	}()
+	t.Cleanup(func() { close(n.calls) })
+	return n
+}
+
 // do calls f in the namespace: sockets stay in the one that they were made in,
 // programs get that of the thread.
 func (n *namespace) do(t testing.TB, f func() error) {
 	t.Helper()
-	result := make(chan error)
-	n.calls <- func() { result <- f() }
-	if err := <-result; err != nil {
+	if err := n.call(f); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func (n *namespace) call(f func() error) error {
+	result := make(chan error)
+	n.calls <- func() { result <- f() }
+	return <-result
 }
 
 // Dial is a Dialer that dials from the namespace.
@@ -64,11 +79,19 @@ func (n *namespace) Dial(ctx context.Context, network, address string) (conn net
 	return conn, err
 }
 
-func (n *namespace) run(t testing.TB, program string, args ...string) {
+func (n *namespace) run(t testing.TB, command []string) {
 	t.Helper()
-	n.do(t, func() error {
-		if output, err := exec.Command(program, args...).CombinedOutput(); err != nil {
-			return fmt.Errorf("%s %s: %w: %s", program, strings.Join(args, " "), err, bytes.TrimSpace(output))
+	if err := n.try(command); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// try runs a program in the namespace.
+func (n *namespace) try(command []string) error {
+	return n.call(func() error {
+		output, err := exec.Command(command[0], command[1:]...).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%s: %w: %s", strings.Join(command, " "), err, bytes.TrimSpace(output))
 		}
 		return nil
 	})
@@ -76,11 +99,11 @@ func (n *namespace) run(t testing.TB, program string, args ...string) {
 
 // The addresses of router, below.
 var (
-	gateway   = netip.MustParseAddr("10.42.0.1") // of the router in the pod's network
-	pod       = netip.MustParseAddr("10.42.0.2")
-	uplink    = netip.MustParseAddr("192.0.2.2") // of the router in the outside
-	outside   = netip.MustParseAddr("192.0.2.1")
-	elsewhere = netip.MustParseAddr("198.51.100.1") // in the outside too, and no neighbour
+	gateway    = netip.MustParseAddr("10.42.0.1") // of the router in the pod's network
+	podAddress = netip.MustParseAddr("10.42.0.2")
+	uplink     = netip.MustParseAddr("192.0.2.2") // of the router in the outside
+	outside    = netip.MustParseAddr("192.0.2.1")
+	elsewhere  = netip.MustParseAddr("198.51.100.1") // in the outside too, and no neighbour
 )
 
 // network is a pod, a router that redirects the pod's TCP to an egress proxy but
@@ -93,11 +116,11 @@ type network struct {
 func newNetwork(t testing.TB, policy Policy, options Options) *network {
 	t.Helper()
 	n := &network{pod: newNamespace(t), router: newNamespace(t), outside: newNamespace(t)}
-	connect(t, n.pod, n.router, "cni0", pod, gateway)
-	connect(t, n.outside, n.router, "uplink", outside, uplink)
-	n.pod.do(t, func() error { return netlink.RouteAdd(&netlink.Route{Gw: gateway.AsSlice()}) })
-	n.router.do(t, func() error { return netlink.RouteAdd(&netlink.Route{Gw: outside.AsSlice()}) })
-	n.outside.do(t, func() error { return addAddress("lo", elsewhere, 32) })
+	connect(t, n.pod, n.router, "cni0", podAddress, gateway, 0)
+	connect(t, n.outside, n.router, "uplink", outside, uplink, 0)
+	n.pod.do(t, func() error { return addDefaultRoute("eth0", gateway) })
+	n.router.do(t, func() error { return addDefaultRoute("uplink", outside) })
+	n.outside.do(t, func() error { return addAddress("eth0", elsewhere, 32) })
 	options.Dial = n.router.Dial
 	n.router.do(t, func() (err error) {
 		n.egress, err = ListenEgress(netip.AddrPortFrom(gateway, 0), policy, options)
@@ -109,8 +132,8 @@ func newNetwork(t testing.TB, policy Policy, options Options) *network {
 }
 
 // connect makes a veth pair between two namespaces: eth0 of the first is the
-// device of the second.
-func connect(t testing.TB, a, b *namespace, device string, ofA, ofB netip.Addr) {
+// device of the second. An MTU of 0 is the kernel's choice.
+func connect(t testing.TB, a, b *namespace, device string, ofA, ofB netip.Addr, mtu int) {
 	t.Helper()
 	var peer int
 	b.do(t, func() (err error) {
@@ -120,12 +143,37 @@ func connect(t testing.TB, a, b *namespace, device string, ofA, ofB netip.Addr) 
 	defer unix.Close(peer)
 	a.do(t, func() error {
 		attributes := netlink.NewLinkAttrs()
-		attributes.Name = "eth0"
+		attributes.Name, attributes.MTU = "eth0", mtu
 		return errors.Join(
-			netlink.LinkAdd(&netlink.Veth{LinkAttrs: attributes, PeerName: device, PeerNamespace: netlink.NsFd(peer)}),
+			netlink.LinkAdd(&netlink.Veth{LinkAttrs: attributes, PeerName: device, PeerMTU: uint32(mtu), PeerNamespace: netlink.NsFd(peer)}),
 			addAddress("eth0", ofA, 24), addAddress("lo", netip.Addr{}, 0))
 	})
 	b.do(t, func() error { return errors.Join(addAddress(device, ofB, 24), addAddress("lo", netip.Addr{}, 0)) })
+}
+
+// makeBridge connects a pod to a node as CNI's bridge plugin does, with the MTU
+// that gVisor needs: less, and it drops what it forwards between pods (gvisor#14011).
+func makeBridge(t testing.TB, node, pod *namespace) {
+	t.Helper()
+	const mtu = 65535
+	connect(t, pod, node, "veth0", podAddress, netip.Addr{}, mtu)
+	node.do(t, func() error {
+		attributes := netlink.NewLinkAttrs()
+		attributes.Name, attributes.MTU = "cni0", mtu
+		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attributes}); err != nil {
+			return fmt.Errorf("make a bridge: %w", err)
+		}
+		bridge, err := netlink.LinkByName("cni0")
+		if err != nil {
+			return err
+		}
+		port, err := netlink.LinkByName("veth0")
+		if err != nil {
+			return err
+		}
+		return errors.Join(netlink.LinkSetMaster(port, bridge), addAddress("cni0", gateway, 24))
+	})
+	pod.do(t, func() error { return addDefaultRoute("eth0", gateway) })
 }
 
 // addAddress sets a device up, with an address if there is one.
@@ -143,21 +191,39 @@ func addAddress(device string, address netip.Addr, bits int) error {
 	return netlink.LinkSetUp(link)
 }
 
-// redirect makes the rule that a node has, with what there is.
+// addDefaultRoute names the device, without which gVisor takes no route.
+func addDefaultRoute(device string, gateway netip.Addr) error {
+	link, err := netlink.LinkByName(device)
+	if err != nil {
+		return err
+	}
+	if err := netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: gateway.AsSlice()}); err != nil {
+		return fmt.Errorf("add a default route by %v: %w", gateway, err)
+	}
+	return nil
+}
+
+// redirect makes the rule that a node has, with the first program that can at
+// least list the rules.
 func redirect(t testing.TB, router *namespace, port uint16) {
 	t.Helper()
-	if _, err := os.Stat("/proc/net/ip_tables_names"); err == nil {
-		for _, program := range []string{"iptables-legacy", "iptables"} {
-			if _, err := exec.LookPath(program); err == nil {
-				router.run(t, program, strings.Fields(fmt.Sprintf("-t nat -A PREROUTING -i cni0 ! -d 10.43.0.0/16 -p tcp -j REDIRECT --to-ports %d", port))...)
-				return
-			}
+	iptables := fmt.Sprintf("-t nat -A PREROUTING -i cni0 ! -d 10.43.0.0/16 -p tcp -j REDIRECT --to-ports %d", port)
+	nft := fmt.Sprintf(`add table ip nat; add chain ip nat prerouting { type nat hook prerouting priority dstnat; };
+		add rule ip nat prerouting iifname "cni0" ip daddr != 10.43.0.0/16 meta l4proto tcp redirect to :%d`, port)
+	var failures error
+	for _, program := range []struct{ list, add []string }{
+		{strings.Fields("iptables-legacy -t nat -S"), append([]string{"iptables-legacy"}, strings.Fields(iptables)...)},
+		{strings.Fields("iptables -t nat -S"), append([]string{"iptables"}, strings.Fields(iptables)...)},
+		{strings.Fields("nft list ruleset"), []string{"nft", nft}},
+	} {
+		err := router.try(program.list)
+		if err == nil {
+			router.run(t, program.add)
+			return
 		}
+		failures = errors.Join(failures, err)
 	}
-	if _, err := exec.LookPath("nft"); err != nil {
-		t.Skip("a rule needs iptables-legacy and a kernel with ip_tables, or nft")
-	}
-	router.run(t, "nft", fmt.Sprintf(`table ip nat { chain prerouting { type nat hook prerouting priority dstnat; iifname "cni0" ip daddr != 10.43.0.0/16 meta l4proto tcp redirect to :%d; }; }`, port))
+	t.Skipf("a rule needs iptables or nft, and the kernel's support: %v", failures)
 }
 
 func (n *network) listenOutside(t testing.TB, serve func(*net.TCPConn)) netip.AddrPort {
@@ -170,11 +236,11 @@ func (n *network) listenOutside(t testing.TB, serve func(*net.TCPConn)) netip.Ad
 	return serveOn(t, listener, serve)
 }
 
-func (n *network) dialFromPod(t testing.TB, to netip.AddrPort) *net.TCPConn {
+func (n *namespace) dial(t testing.TB, to netip.AddrPort) *net.TCPConn {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	conn, err := n.pod.Dial(ctx, "tcp4", to.String())
+	conn, err := n.Dial(ctx, "tcp4", to.String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,9 +256,14 @@ func TestRedirectedPodTransfersBothWays(t *testing.T) {
 		from <- addrPort(conn.RemoteAddr()).Addr()
 		serve(conn)
 	})
-	checkTransfer(t, n.dialFromPod(t, server))
-	if got := <-from; got != uplink {
-		t.Errorf("the server saw %v, not the node's address %v", got, uplink)
+	checkTransfer(t, n.pod.dial(t, server))
+	select {
+	case got := <-from:
+		if got != uplink {
+			t.Errorf("the server saw %v, not the node's address %v", got, uplink)
+		}
+	default:
+		t.Error("the server saw no connection")
 	}
 	if got := n.egress.Counters(); got.Total != 1 || got.ToClient != transfer+90 {
 		t.Errorf("the proxy did not do it: %+v", got)

@@ -28,7 +28,8 @@ type relay struct {
 // end is one of the two connections.
 type end struct {
 	net.Conn
-	shut atomic.Bool // an end of data is sent, or about to be
+	shut    atomic.Bool  // an end of data is sent, or about to be
+	written atomic.Int64 // when data were last, since the start of the program
 }
 
 func (r *relay) run(toServer, toClient *atomic.Uint64) error {
@@ -41,7 +42,7 @@ func (r *relay) run(toServer, toClient *atomic.Uint64) error {
 	if err != nil {
 		// Whoever is still there has not seen the end of one direction, or would send
 		// into the void.
-		settle(r.client.Conn)
+		r.client.settle()
 		reset(r.client.Conn)
 		reset(r.server.Conn)
 	}
@@ -72,7 +73,7 @@ func (r *relay) copy(dst, src *end, bytes *atomic.Uint64) error {
 			err = src.checkEnd()
 		}
 		if err != nil {
-			settle(dst.Conn)
+			dst.settle()
 			reset(dst.Conn)
 			reset(src.Conn)
 			return err
@@ -113,10 +114,11 @@ func (e *end) endData() error {
 
 // write writes all, or as long as dst takes something: a deadline that passes with
 // some of the data written is not that of an idle connection.
-func (r *relay) write(dst net.Conn, data []byte, bytes *atomic.Uint64) error {
+func (r *relay) write(dst *end, data []byte, bytes *atomic.Uint64) error {
 	for {
 		r.keep()
 		n, err := dst.Write(data)
+		dst.written.Store(int64(time.Since(start)))
 		bytes.Add(uint64(n))
 		if n == 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
 			r.keep()
@@ -141,6 +143,31 @@ func (r *relay) keep() {
 	_ = r.client.SetDeadline(deadline) // fails on a closed connection only
 	_ = r.server.SetDeadline(deadline)
 }
+
+// settle waits until the peer has got what was written to it, at most a second
+// longer than the last write: a reset throws away what is still on its way, such
+// as the answer of a server that has read enough of a request. gVisor does not say
+// what a TCP socket has still to send (SIOCOUTQ: pkg/tcpip/transport/tcp,
+// GetSockOptInt), so there it is always the second.
+func (e *end) settle() {
+	tcp, ok := e.Conn.(*net.TCPConn)
+	if !ok || e.written.Load() == 0 {
+		return
+	}
+	for ; time.Since(start) < time.Duration(e.written.Load())+time.Second; time.Sleep(5 * time.Millisecond) {
+		state, err := tcpState(tcp)
+		if err != nil || state == unix.BPF_TCP_CLOSE { // nobody is there
+			return
+		}
+		unacknowledged, err := control(tcp, func(fd int) (int, error) { return unix.IoctlGetInt(fd, unix.SIOCOUTQ) })
+		if err == nil && unacknowledged == 0 {
+			return
+		}
+	}
+}
+
+// start is what times are counted from: an atomic number is cheaper than a lock.
+var start = time.Now()
 
 // bufferSize is the most that is read at a time, in bytes. (BenchmarkRelay shows
 // what more and less would bring.)
@@ -232,26 +259,6 @@ func reset(conn net.Conn) {
 		_ = tcp.SetLinger(0) // fails on a closed connection only
 	}
 	conn.Close()
-}
-
-// settle waits until the peer has got what was written to it, at most a second: a
-// reset throws away what is still on its way, such as the answer of a server that
-// has read enough of a request.
-func settle(conn net.Conn) {
-	tcp, ok := conn.(*net.TCPConn)
-	if !ok {
-		return
-	}
-	for deadline := time.Now().Add(time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		state, err := tcpState(tcp)
-		if err != nil || state == unix.BPF_TCP_CLOSE { // nobody is there
-			return
-		}
-		unacknowledged, err := control(tcp, func(fd int) (int, error) { return unix.IoctlGetInt(fd, unix.SIOCOUTQ) })
-		if err != nil || unacknowledged == 0 {
-			return
-		}
-	}
 }
 
 // tcpState is the state of a socket as in the kernel's net/tcp_states.h, for whose

@@ -138,7 +138,7 @@ func (c *slowConn) Write(data []byte) (int, error) {
 func TestSlowWriteIsNotIdle(t *testing.T) {
 	var conn slowConn
 	var bytes atomic.Uint64
-	if err := new(relay).write(&conn, []byte("word"), &bytes); err != nil || string(conn.got) != "word" || bytes.Load() != 4 {
+	if err := new(relay).write(&end{Conn: &conn}, []byte("word"), &bytes); err != nil || string(conn.got) != "word" || bytes.Load() != 4 {
 		t.Errorf("wrote %q, counted %d: %v", conn.got, bytes.Load(), err)
 	}
 }
@@ -207,12 +207,14 @@ func TestResetIsNoEnd(t *testing.T) {
 		"end of either": {func(c *net.TCPConn) {}, (*end).endData, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			closed := make(chan struct{})
+			connected, closed := make(chan struct{}), make(chan struct{})
 			conn := dial(t, listen(t, func(conn *net.TCPConn) {
+				<-connected
 				test.peer(conn)
 				conn.Close()
 				close(closed)
 			}))
+			close(connected)
 			<-closed
 			e := &end{Conn: conn}
 			if err := test.here(e); err != nil {
