@@ -1,0 +1,252 @@
+package svcproxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// UDP is a listener for datagrams. Each client has a socket of its own towards its
+// destination, by which the answers find the way back.
+type UDP struct {
+	conn         *net.UDPConn
+	destinations Destinations
+	options      Options
+	counters     counters
+
+	aborted context.Context // ended by Close
+	abort   context.CancelFunc
+	running sync.WaitGroup
+
+	mu      sync.Mutex
+	clients map[netip.AddrPort]*udpClient // grows in receive only
+
+	full, refusing, failing minutely
+}
+
+type udpClient struct {
+	address netip.AddrPort
+	server  net.Conn
+	last    time.Time // something was sent, either way; held by UDP.mu
+}
+
+// ListenUDP serves datagrams to the address; a port 0 is replaced by a free one.
+// The address has to be a single one of the node: an answer from 0.0.0.0 would
+// leave with any of the node's addresses, and clients expect the one that they
+// sent to.
+func ListenUDP(address netip.AddrPort, to Destinations, options Options) (*UDP, error) {
+	if address.Addr().IsUnspecified() {
+		return nil, fmt.Errorf("proxy UDP: listen at %v: not one address of the node; make a listener for each", address)
+	}
+	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(address))
+	if err != nil {
+		return nil, fmt.Errorf("proxy UDP: %w", err)
+	}
+	p := &UDP{conn: conn, destinations: to, options: options.withDefaults(), clients: make(map[netip.AddrPort]*udpClient)}
+	p.aborted, p.abort = context.WithCancel(context.Background())
+	p.running.Go(p.receive)
+	return p, nil
+}
+
+// Addr is where the proxy listens.
+func (p *UDP) Addr() netip.AddrPort { return addrPort(p.conn.LocalAddr()) }
+
+// Counters are those of now.
+func (p *UDP) Counters() Counters { return p.counters.snapshot() }
+
+// receive takes the datagrams of all clients.
+func (p *UDP) receive() {
+	buffer := new([bufferSize]byte) // more than any datagram has
+	var delay time.Duration
+	for {
+		n, from, err := p.conn.ReadFromUDPAddrPort(buffer[:])
+		switch {
+		case err == nil:
+			delay = 0
+			p.forward(netip.AddrPortFrom(from.Addr().Unmap(), from.Port()), buffer[:n])
+		case errors.Is(err, net.ErrClosed):
+			return
+		default: // no memory, as with TCP's accept
+			delay = retryDelay(delay)
+			p.failing.log(p.options.Log, "cannot receive a datagram: trying again", "listener", p.Addr(), "error", err)
+			select {
+			case <-time.After(delay):
+			case <-p.aborted.Done():
+			}
+		}
+	}
+}
+
+// forward sends a datagram on. One that cannot be sent is lost, as UDP's may be.
+func (p *UDP) forward(from netip.AddrPort, datagram []byte) {
+	client := p.find(from)
+	if client == nil {
+		if client = p.add(from); client == nil {
+			return
+		}
+	}
+	n, err := client.server.Write(datagram)
+	if errors.Is(err, syscall.ECONNREFUSED) { // what became of the one before: udp(7)
+		n, err = client.server.Write(datagram)
+	}
+	if err != nil {
+		p.options.Log.Debug("a datagram cannot be sent on", "listener", p.Addr(), "client", from, "error", err)
+	}
+	p.counters.toDestination.Add(uint64(n))
+}
+
+// find returns a client, which now has been heard.
+func (p *UDP) find(address netip.AddrPort) *udpClient {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	client := p.clients[address]
+	if client != nil {
+		client.last = time.Now()
+	}
+	return client
+}
+
+// add makes a new client, or returns nil.
+func (p *UDP) add(address netip.AddrPort) *udpClient {
+	p.counters.total.Add(1)
+	to, err := p.destinations.of(Flow{Client: address, Local: p.Addr()})
+	if err != nil {
+		p.counters.refused.Add(1)
+		p.refusing.log(p.options.Log, "a datagram is refused", "listener", p.Addr(), "reason", err)
+		return nil
+	}
+	p.makeRoom()
+	ctx, cancel := context.WithTimeout(p.aborted, p.options.DialTimeout)
+	defer cancel()
+	server, err := p.options.Dial(ctx, "udp", to[0].String())
+	if err != nil {
+		p.counters.failed.Add(1)
+		p.failing.log(p.options.Log, "a datagram has no destination", "listener", p.Addr(), "client", address, "error", err)
+		return nil
+	}
+	client := &udpClient{address: address, server: server, last: time.Now()}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.aborted.Err() != nil {
+		server.Close()
+		return nil
+	}
+	p.clients[address] = client
+	p.counters.open.Add(1)
+	p.running.Go(func() {
+		defer p.counters.open.Add(-1)
+		defer p.forget(client)
+		if err := p.answer(client); err != nil && !errors.Is(err, net.ErrClosed) {
+			p.options.Log.Debug("a client of UDP has ended with an error", "listener", p.Addr(), "client", address, "error", err)
+		}
+	})
+	return client
+}
+
+// makeRoom ends the client that was silent the longest if there is no room for
+// another.
+func (p *UDP) makeRoom() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.clients) < p.options.MaxFlows {
+		return
+	}
+	p.full.log(p.options.Log, "the proxy has no room for more clients of UDP: the most silent one is forgotten", "listener", p.Addr(), "limit", p.options.MaxFlows)
+	var oldest *udpClient
+	for _, client := range p.clients {
+		if oldest == nil || client.last.Before(oldest.last) {
+			oldest = client
+		}
+	}
+	delete(p.clients, oldest.address)
+	oldest.server.Close()
+}
+
+// answer sends back what comes from a client's destination, until both have been
+// silent for the time that is allowed.
+func (p *UDP) answer(client *udpClient) error {
+	from, err := newSource(client.server, false)
+	if err != nil {
+		return err
+	}
+	deadline := time.Now().Add(p.options.UDPIdleTimeout)
+	for {
+		if err := client.server.SetReadDeadline(deadline); err != nil {
+			return err
+		}
+		datagram, err := from.next()
+		switch {
+		case err == nil:
+			p.heard(client)
+			n, err := p.conn.WriteToUDPAddrPort(datagram, client.address)
+			from.release()
+			p.counters.toClient.Add(uint64(n))
+			if err != nil {
+				p.options.Log.Debug("an answer cannot be sent", "listener", p.Addr(), "client", client.address, "error", err)
+			}
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			var over bool
+			if deadline, over = p.silent(client); over {
+				return nil
+			}
+		case errors.Is(err, syscall.ECONNREFUSED): // nobody is there yet, or again
+		default:
+			return err
+		}
+	}
+}
+
+func (p *UDP) heard(client *udpClient) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	client.last = time.Now()
+}
+
+// silent forgets a client that was silent for long enough, and says until when
+// another one may be.
+func (p *UDP) silent(client *udpClient) (until time.Time, over bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	until = client.last.Add(p.options.UDPIdleTimeout)
+	if over = !time.Now().Before(until); over {
+		p.remove(client)
+	}
+	return until, over
+}
+
+func (p *UDP) forget(client *udpClient) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.remove(client)
+	client.server.Close()
+}
+
+// remove leaves alone one that has come anew from the same address.
+func (p *UDP) remove(client *udpClient) {
+	if p.clients[client.address] == client {
+		delete(p.clients, client.address)
+	}
+}
+
+// Close ends all at once: of datagrams nobody knows which is the last, so there is
+// nothing to wait for. Nothing of the proxy is left when it returns.
+func (p *UDP) Close(context.Context) error {
+	p.mu.Lock()
+	p.abort()
+	err := p.conn.Close()
+	for _, client := range p.clients {
+		client.server.Close()
+	}
+	p.mu.Unlock()
+	p.running.Wait()
+	if errors.Is(err, net.ErrClosed) { // by the Close before
+		return nil
+	}
+	return err
+}
