@@ -11,10 +11,12 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 )
 
@@ -76,18 +78,28 @@ func (c *client) get(ctx context.Context, path string, into any) error {
 	return err
 }
 
-// create makes an object. That it exists is no error.
-func (c *client) create(ctx context.Context, path string, object any) error {
+// ensure makes an object in a collection, unless one of its name exists: that may be
+// the user's by now.
+func (c *client) ensure(ctx context.Context, collection string, object metav1.Object) error {
+	err := c.get(ctx, collection+"/"+url.PathEscape(object.GetName()), nil)
+	if !answered(err, http.StatusNotFound) {
+		return err
+	}
 	data, err := json.Marshal(object)
 	if err != nil {
 		return err
 	}
-	_, err = c.do(ctx, http.MethodPost, path, data)
-	var failed *statusError
-	if errors.As(err, &failed) && failed.code == http.StatusConflict {
+	_, err = c.do(ctx, http.MethodPost, collection, data)
+	if answered(err, http.StatusConflict) {
 		return nil
 	}
 	return err
+}
+
+// answered reports whether an error is this answer of the apiserver.
+func answered(err error, code int) bool {
+	var failed *statusError
+	return errors.As(err, &failed) && failed.code == code
 }
 
 // statusError is an answer that is not a success.

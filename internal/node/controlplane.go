@@ -96,7 +96,7 @@ func (n *Node) roles(ctx context.Context) error {
 			{APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}, Verbs: []string{"list", "watch"}},
 		},
 	}
-	if err := n.client.create(ctx, "/apis/rbac.authorization.k8s.io/v1/clusterroles", dns); err != nil {
+	if err := n.client.ensure(ctx, "/apis/rbac.authorization.k8s.io/v1/clusterroles", &dns); err != nil {
 		return err
 	}
 	for _, binding := range []struct {
@@ -107,7 +107,7 @@ func (n *Node) roles(ctx context.Context) error {
 		{"k3s9p:kubelet-api-admin", "system:kubelet-api-admin", user("kube-apiserver-kubelet-client")},
 		{dnsUser, dnsUser, user(dnsUser)},
 	} {
-		err := n.client.create(ctx, bindings, rbacv1.ClusterRoleBinding{
+		err := n.client.ensure(ctx, bindings, &rbacv1.ClusterRoleBinding{
 			TypeMeta:   metav1.TypeMeta{APIVersion: rbacv1.SchemeGroupVersion.String(), Kind: "ClusterRoleBinding"},
 			ObjectMeta: metav1.ObjectMeta{Name: binding.name},
 			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: binding.role},

@@ -45,7 +45,7 @@ func (n *Node) dns(ctx context.Context) error {
 			{Name: "dns-tcp", Protocol: corev1.ProtocolTCP, Port: 53, TargetPort: intstr.FromInt32(53)},
 		}},
 	}
-	if err := n.client.create(ctx, "/api/v1/namespaces/kube-system/services", service); err != nil {
+	if err := n.client.ensure(ctx, "/api/v1/namespaces/kube-system/services", &service); err != nil {
 		return err
 	}
 	const resolver = "/etc/resolv.conf"

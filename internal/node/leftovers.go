@@ -26,6 +26,7 @@ func clean(p Paths) error {
 	}
 	return errors.Join(
 		removeCgroups(),
+		removeRules(p),
 		removeNetwork(p),
 		blocker.Undo(&blocker.Host{Data: p.Data}),
 		unbind(p),

@@ -37,6 +37,7 @@ type Node struct {
 	findings   []blocker.Finding
 	supervisor *supervisor.Supervisor
 	client     *client
+	egress     egress
 	imported   map[string]string // image archives, with their stamps
 	log        *slog.Logger
 	progress   *progress.Printer
@@ -61,7 +62,13 @@ func (n *Node) up(ctx context.Context) error {
 	for _, s := range []step{
 		{"unpack the programs", n.unpack},
 		{"check and fix the machine", n.fix},
-		{"make the pod network", plain(n.bridge)},
+		{"make the pod network", func(ctx context.Context) (string, error) {
+			err := n.bridge(ctx)
+			if err == nil {
+				err = n.openEgress(ctx)
+			}
+			return n.egress.how, err
+		}},
 		{"start the container runtime", func(context.Context) (string, error) {
 			err := n.containerRuntime(ctx)
 			if err == nil {
@@ -192,6 +199,9 @@ func (n *Node) fix(ctx context.Context) (string, error) {
 		return "", err
 	}
 	n.settings.Network.Masquerade = false // what leaves the node is this package's
+	if err := n.chooseEgress(); err != nil {
+		return "", err
+	}
 	if err := makeCgroup(); err != nil {
 		return "", err
 	}
@@ -249,6 +259,7 @@ func (n *Node) down() error {
 		cancel()
 	}
 	n.supervisor.StopAll()
+	n.closeEgress()
 	return clean(n.paths)
 }
 

@@ -260,7 +260,7 @@ func (n *Node) enter(phase Phase) {
 	defer n.saving.Unlock()
 	n.state.Phase = phase
 	n.state.Snapshotter, n.state.Tmpfs = n.settings.Containerd.Snapshotter, n.settings.Containerd.RootOnTmpfs
-	n.state.Findings = n.findings
+	n.state.Findings, n.state.Egress = n.findings, n.egress.how
 	n.save()
 }
 
