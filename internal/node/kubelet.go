@@ -20,6 +20,7 @@ func (n *Node) kubelet(context.Context) error {
 		"--hostname-override=" + n.cluster.NodeName,
 		"--node-ip=" + n.cluster.Address().String(),
 	}, flagsOf(n.options.KubeletArgs)...)
+	n.started = time.Now()
 	return n.start(kubelet, 10*time.Second, "kubelet", args...)
 }
 
@@ -64,17 +65,21 @@ func makeCgroup() error {
 	return nil
 }
 
-// nodeReady asks for the condition Ready of the node.
+// nodeReady asks for the condition Ready of the node, of this start: the database
+// remembers that of the last one.
 func (n *Node) nodeReady(ctx context.Context) error {
 	var node corev1.Node
 	if err := n.client.get(ctx, "/api/v1/nodes/"+n.cluster.NodeName, &node); err != nil {
 		return err
 	}
 	for _, condition := range node.Status.Conditions {
-		if condition.Type == corev1.NodeReady {
-			if condition.Status == corev1.ConditionTrue {
-				return nil
-			}
+		switch {
+		case condition.Type != corev1.NodeReady:
+		case condition.LastHeartbeatTime.Unix() < n.started.Unix():
+			return errors.New("the kubelet has not said anything since it was started")
+		case condition.Status == corev1.ConditionTrue:
+			return nil
+		default:
 			return fmt.Errorf("the node is not Ready: %s", condition.Message)
 		}
 	}

@@ -37,6 +37,7 @@ type Node struct {
 	findings   []blocker.Finding
 	supervisor *supervisor.Supervisor
 	client     *client
+	started    time.Time // the kubelet
 	egress     egress
 	imported   map[string]string // image archives, with their stamps
 	log        *slog.Logger

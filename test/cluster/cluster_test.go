@@ -68,6 +68,35 @@ func TestCluster(t *testing.T) {
 			}
 		}
 	})
+	t.Run("egress", func(t *testing.T) { c.egress(t, pods) })
+	t.Run("a ConfigMap's change is seen in the pod", func(t *testing.T) {
+		read := func() string {
+			answer, _ := c.HTTP(pods[0].Status.PodIP, "/file?path=/settings/colour")
+			return answer
+		}
+		if colour := read(); colour != "red" {
+			t.Fatalf("the pod reads %q", colour)
+		}
+		c.Kubectl("patch", "configmap", "settings", `--patch={"data":{"colour":"blue"}}`)
+		// The kubelet looks at a pod's volumes once a minute; a change of the pod's
+		// own makes it look now.
+		c.Kubectl("annotate", "pod", pods[0].Name, "look=now")
+		c.Await("the change", 2*time.Minute, func() bool { return read() == "blue" })
+	})
+	t.Run("streams", func(t *testing.T) { c.streams(t, pods[0].Name) })
+	t.Run("names resolve in pods", func(t *testing.T) {
+		answer, err := c.HTTP(pods[0].Status.PodIP, "/lookup?name=kubernetes.default")
+		if err != nil || answer != "10.43.0.1" {
+			t.Errorf("kubernetes.default is %q, %v", answer, err)
+		}
+	})
+	t.Run("a Job ends", func(t *testing.T) {
+		c.Kubectl("create", "job", "once", "--image=k3s9p.local/web:1", "--", "/web", "once")
+		c.Kubectl("wait", "--for=condition=complete", "job/once", "--timeout=60s")
+		if log := c.Kubectl("logs", "job/once"); strings.TrimSpace(log) != "done" {
+			t.Errorf("the Job printed %q", log)
+		}
+	})
 	t.Run("scale and roll out", func(t *testing.T) {
 		c.Kubectl("scale", "deployment/web", "--replicas=2")
 		c.Await("two pods", time.Minute, func() bool { return len(c.pods()) == 2 })

@@ -15,6 +15,8 @@
 //	/hold?mib=N holds N MiB of memory from now on
 //	/burn?s=N   keeps one processor busy for N seconds, then answers
 //	/file?path=P      what is in a file
+//	/lookup?name=N    the addresses of a name
+//	/datagram?to=A&text=T   what a UDP server answers
 //	/bytes?mib=N      N MiB
 //	/receive          how many bytes were sent to it
 //	/download?url=U   bytes and seconds of a download, by the pod
@@ -25,9 +27,11 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"os"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -63,7 +67,7 @@ func serve(address string) {
 		log.Fatal(err)
 	}
 	http.HandleFunc("/{$}", func(w http.ResponseWriter, r *http.Request) {
-		log.Printf("answered %s", r.UserAgent())
+		log.Printf("answered %s %s", r.UserAgent(), r.URL.RawQuery)
 		fmt.Fprint(w, host)
 	})
 	http.HandleFunc("/get", get)
@@ -85,6 +89,15 @@ func serve(address string) {
 		}
 	}))
 	http.HandleFunc("/file", func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, r.FormValue("path")) })
+	http.HandleFunc("/lookup", func(w http.ResponseWriter, r *http.Request) {
+		addresses, err := net.DefaultResolver.LookupHost(r.Context(), r.FormValue("name"))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		fmt.Fprint(w, strings.Join(addresses, " "))
+	})
+	http.HandleFunc("/datagram", datagram)
 	http.HandleFunc("/bytes", func(w http.ResponseWriter, r *http.Request) {
 		mib, _ := strconv.Atoi(r.FormValue("mib"))
 		_, _ = io.Copy(w, zeros(mib))
@@ -131,6 +144,27 @@ func get(w http.ResponseWriter, r *http.Request) {
 	if _, err := io.Copy(w, response.Body); err != nil {
 		log.Print(err)
 	}
+}
+
+func datagram(w http.ResponseWriter, r *http.Request) {
+	conn, err := net.Dial("udp", r.FormValue("to"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadGateway)
+		return
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	answer := make([]byte, 2048)
+	_, err = conn.Write([]byte(r.FormValue("text")))
+	n := 0
+	if err == nil {
+		n, err = conn.Read(answer)
+	}
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadGateway)
+		return
+	}
+	_, _ = w.Write(answer[:n])
 }
 
 // zeros reads as so many MiB.

@@ -1,0 +1,106 @@
+package cluster
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"k3s9p/test/gvisor"
+)
+
+// outside serves, in the namespace on the other end of eth0, N MiB at /bytes?mib=N
+// and counts what is sent to /receive; it answers datagrams with what they say.
+func (c *Cluster) outside(t *testing.T) {
+	t.Helper()
+	var tcp net.Listener
+	var udp net.PacketConn
+	err := c.Outside(func() (err error) {
+		if tcp, err = net.Listen("tcp", gvisor.OutsideAddress+":8080"); err != nil {
+			return err
+		}
+		udp, err = net.ListenPacket("udp", gvisor.OutsideAddress+":8080")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	handler := http.NewServeMux()
+	handler.HandleFunc("/bytes", func(w http.ResponseWriter, r *http.Request) {
+		mib, _ := strconv.Atoi(r.FormValue("mib"))
+		block := make([]byte, 1<<20)
+		for range mib {
+			if _, err := w.Write(block); err != nil {
+				return
+			}
+		}
+	})
+	handler.HandleFunc("/receive", func(w http.ResponseWriter, r *http.Request) {
+		n, _ := io.Copy(io.Discard, r.Body)
+		fmt.Fprint(w, n)
+	})
+	server := &http.Server{Handler: handler}
+	go func() { _ = server.Serve(tcp) }()
+	go func() {
+		data := make([]byte, 2048)
+		for {
+			n, from, err := udp.ReadFrom(data)
+			if err != nil {
+				return
+			}
+			_, _ = udp.WriteTo(data[:n], from)
+		}
+	}()
+	t.Cleanup(func() { server.Close(); udp.Close() })
+}
+
+// move lets a pod download or upload, and returns bytes and MB/s.
+func (c *Cluster) move(t *testing.T, pod corev1.Pod, path string) (bytes int64, rate float64) {
+	t.Helper()
+	answer, err := c.HTTP(pod.Status.PodIP, path)
+	var seconds float64
+	if err == nil {
+		_, err = fmt.Sscan(answer, &bytes, &seconds)
+	}
+	if err != nil {
+		t.Fatalf("%s in a pod: %v\n%s", path, err, answer)
+	}
+	return bytes, float64(bytes) / 1e6 / max(seconds, 1e-3)
+}
+
+// slowest is the rate, in MB/s, below which the pod network is broken and not slow:
+// gVisor's own forwarding gives 0.03.
+const slowest = 5
+
+func (c *Cluster) egress(t *testing.T, pods []corev1.Pod) {
+	c.outside(t)
+	const mib = 50
+	server := gvisor.OutsideAddress + ":8080"
+	other := pods[1].Status.PodIP + ":8080"
+	for _, way := range []struct{ name, path string }{
+		{"down", fmt.Sprintf("/download?url=http://%s/bytes%%3Fmib=%d", server, mib)},
+		{"up", fmt.Sprintf("/upload?url=http://%s/receive&mib=%d", server, mib)},
+		{"between pods", fmt.Sprintf("/download?url=http://%s/bytes%%3Fmib=%d", other, mib)},
+	} {
+		t.Run(way.name, func(t *testing.T) {
+			bytes, rate := c.move(t, pods[0], way.path)
+			if bytes != mib<<20 {
+				t.Errorf("%d bytes came of %d", bytes, mib<<20)
+			}
+			if rate < slowest {
+				t.Errorf("%.2f MB/s: the network is broken", rate)
+			}
+			t.Logf("%.0f MB/s", rate)
+		})
+	}
+	t.Run("datagrams", func(t *testing.T) {
+		answer, err := c.HTTP(pods[0].Status.PodIP, "/datagram?to="+server+"&text=hello")
+		if err != nil || answer != "hello" {
+			t.Errorf("a datagram came back as %q, %v", answer, err)
+		}
+	})
+}
