@@ -67,7 +67,6 @@ func TestDetect(t *testing.T) {
 // sandbox.
 func TestEachRule(t *testing.T) {
 	needRoot(t)
-	t.Setenv("XTABLES_LOCKFILE", t.TempDir()+"/lock")
 	rules := append(append([]Rule{}, clusterRules...), otherRules...)
 	rules = append(rules,
 		Rule{Chain: Postrouting, Out: "eth0", Source: pods, Target: SNAT(uplink)},

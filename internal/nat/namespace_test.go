@@ -11,22 +11,23 @@ import (
 	"time"
 )
 
-// inOwnNetwork calls f in a network namespace of its own, and lets nobody wait for
-// the machine's own lock.
+// inOwnNetwork calls f in a network namespace of its own.
 func inOwnNetwork(t *testing.T, f func() error) {
 	t.Helper()
 	needRoot(t)
-	t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "lock"))
 	if err := inNetwork(f); err != nil {
 		t.Fatal(err)
 	}
 }
 
+// needRoot skips a test of others than root, and gives it a lock that nobody on the
+// machine waits for.
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("a network namespace needs root")
 	}
+	t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "lock"))
 }
 
 // need skips a test where a program is not installed.

@@ -113,7 +113,6 @@ type cluster struct{ pod, node, outside *namespace }
 func newCluster(t *testing.T) cluster {
 	t.Helper()
 	needRoot(t)
-	t.Setenv("XTABLES_LOCKFILE", t.TempDir()+"/lock")
 	c := cluster{pod: newNamespace(t), outside: newNamespace(t)}
 	if *here {
 		c.node = newThread(t, 0)
