@@ -19,7 +19,7 @@ func BenchmarkRelay(b *testing.B) {
 		compare(b, func() *net.TCPConn { return dial(b, p.Addr()) }, func() *net.TCPConn { return dial(b, server) })
 	})
 	b.Run("redirected", func(b *testing.B) {
-		n := newNetwork(b, Policy{}, Options{})
+		n := newNetwork(b, gateway, Policy{}, Options{})
 		server := n.listenOutside(b, serveDownload)
 		compare(b, func() *net.TCPConn { return n.pod.dial(b, server) }, func() *net.TCPConn { return n.router.dial(b, server) })
 	})

@@ -26,6 +26,9 @@ type Policy struct {
 // REDIRECT) to the address, IPv4; a port 0 is replaced by a free one. It dials, for
 // each, where that was going.
 func ListenEgress(address netip.AddrPort, policy Policy, options Options) (*TCP, error) {
+	if !address.Addr().Is4() { // of IPv6, SO_ORIGINAL_DST is another option
+		return nil, fmt.Errorf("proxy TCP: listen at %v for redirected connections: not an address of IPv4", address)
+	}
 	return ListenTCP(address, policy.destinations(originalDestination, isOwnAddress), options)
 }
 

@@ -94,6 +94,12 @@ func TestRefusedDestinationIsReset(t *testing.T) {
 	await(t, "the failure to be counted", func() bool { return p.Counters().Failed == 1 })
 }
 
+func TestListenEgressWantsIPv4(t *testing.T) {
+	if _, err := ListenEgress(netip.MustParseAddrPort("[::1]:0"), Policy{}, Options{}); err == nil || !strings.Contains(err.Error(), "IPv4") {
+		t.Errorf("got %v", err)
+	}
+}
+
 // nobodyThere is an address that refuses connections.
 func nobodyThere(t testing.TB) netip.AddrPort {
 	t.Helper()

@@ -113,7 +113,7 @@ type network struct {
 	egress               *TCP
 }
 
-func newNetwork(t testing.TB, policy Policy, options Options) *network {
+func newNetwork(t testing.TB, listen netip.Addr, policy Policy, options Options) *network {
 	t.Helper()
 	n := &network{pod: newNamespace(t), router: newNamespace(t), outside: newNamespace(t)}
 	connect(t, n.pod, n.router, "cni0", podAddress, gateway, 0)
@@ -123,7 +123,7 @@ func newNetwork(t testing.TB, policy Policy, options Options) *network {
 	n.outside.do(t, func() error { return addAddress("eth0", elsewhere, 32) })
 	options.Dial = n.router.Dial
 	n.router.do(t, func() (err error) {
-		n.egress, err = ListenEgress(netip.AddrPortFrom(gateway, 0), policy, options)
+		n.egress, err = ListenEgress(netip.AddrPortFrom(listen, 0), policy, options)
 		return err
 	})
 	t.Cleanup(func() { closeNow(t, n.egress) })
@@ -248,31 +248,50 @@ func (n *namespace) dial(t testing.TB, to netip.AddrPort) *net.TCPConn {
 }
 
 func TestRedirectedPodTransfersBothWays(t *testing.T) {
+	for _, listen := range []netip.Addr{gateway, netip.IPv4Unspecified()} {
+		t.Run(listen.String(), func(t *testing.T) {
+			checkNothingLeft(t)
+			n := newNetwork(t, listen, Policy{}, Options{})
+			from := make(chan netip.Addr, 1)
+			serve := serveTransfer(t)
+			server := n.listenOutside(t, func(conn *net.TCPConn) {
+				from <- addrPort(conn.RemoteAddr()).Addr()
+				serve(conn)
+			})
+			checkTransfer(t, n.pod.dial(t, server))
+			select {
+			case got := <-from:
+				if got != uplink {
+					t.Errorf("the server saw %v, not the node's address %v", got, uplink)
+				}
+			default:
+				t.Error("the server saw no connection")
+			}
+			if got := n.egress.Counters(); got.Total != 1 || got.ToClient != transfer+90 {
+				t.Errorf("the proxy did not do it: %+v", got)
+			}
+		})
+	}
+}
+
+// A client may ask for MPTCP, and gets TCP.
+func TestRedirectedPodWithMultipathTCP(t *testing.T) {
 	checkNothingLeft(t)
-	n := newNetwork(t, Policy{}, Options{})
-	from := make(chan netip.Addr, 1)
-	serve := serveTransfer(t)
-	server := n.listenOutside(t, func(conn *net.TCPConn) {
-		from <- addrPort(conn.RemoteAddr()).Addr()
-		serve(conn)
+	n := newNetwork(t, gateway, Policy{}, Options{})
+	server := n.listenOutside(t, echo)
+	var dialer net.Dialer
+	dialer.SetMultipathTCP(true)
+	var conn net.Conn
+	n.pod.do(t, func() (err error) {
+		conn, err = dialer.Dial("tcp4", server.String())
+		return err
 	})
-	checkTransfer(t, n.pod.dial(t, server))
-	select {
-	case got := <-from:
-		if got != uplink {
-			t.Errorf("the server saw %v, not the node's address %v", got, uplink)
-		}
-	default:
-		t.Error("the server saw no connection")
-	}
-	if got := n.egress.Counters(); got.Total != 1 || got.ToClient != transfer+90 {
-		t.Errorf("the proxy did not do it: %+v", got)
-	}
+	checkEcho(t, prepare(t, conn))
 }
 
 func TestRedirectedPodSeesRefusal(t *testing.T) {
 	checkNothingLeft(t)
-	n := newNetwork(t, Policy{}, Options{})
+	n := newNetwork(t, gateway, Policy{}, Options{})
 	checkReset(t, n.pod.Dial, netip.AddrPortFrom(elsewhere, 1))
 	if got := n.egress.Counters().Failed; got != 1 {
 		t.Errorf("%d connections have failed, not 1", got)
@@ -283,7 +302,7 @@ func TestRedirectedPodSeesRefusal(t *testing.T) {
 // without it; the node's loopback; a refused prefix.
 func TestRedirectedPodIsRefused(t *testing.T) {
 	checkNothingLeft(t)
-	n := newNetwork(t, Policy{Refuse: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}}, Options{})
+	n := newNetwork(t, gateway, Policy{Refuse: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}}, Options{})
 	for i, address := range []netip.AddrPort{
 		n.egress.Addr(),
 		netip.MustParseAddrPort("169.254.169.254:80"),
@@ -293,5 +312,25 @@ func TestRedirectedPodIsRefused(t *testing.T) {
 		if got := n.egress.Counters(); got.Refused != uint64(i+1) || got.Failed != 0 {
 			t.Errorf("%v: counters are %+v, not %d refused", address, got, i+1)
 		}
+	}
+}
+
+func TestIsOwnAddress(t *testing.T) {
+	n := newNamespace(t)
+	n.do(t, func() error { return addAddress("lo", elsewhere, 32) })
+	for address, want := range map[netip.Addr]bool{
+		elsewhere:                           true,
+		elsewhere.Next():                    false,
+		netip.MustParseAddr("127.0.0.1"):    true,
+		netip.MustParseAddr("127.8.8.8"):    true,
+		netip.MustParseAddr("192.0.2.1"):    false,
+		netip.MustParseAddr("198.51.100.9"): false,
+	} {
+		n.do(t, func() error {
+			if got, err := isOwnAddress(address); got != want || err != nil {
+				return fmt.Errorf("%v: %v, %w", address, got, err)
+			}
+			return nil
+		})
 	}
 }

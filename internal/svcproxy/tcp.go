@@ -36,7 +36,7 @@ func ListenTCP(address netip.AddrPort, to Destinations, options Options) (*TCP, 
 	// A socket of MPTCP, Go's default for listeners, does not know the option
 	// SO_ORIGINAL_DST (net/mptcp/sockopt.c).
 	config.SetMultipathTCP(false)
-	network := "tcp4" // "tcp" would make 0.0.0.0 a socket of IPv6, which does not know it either
+	network := "tcp4" // "tcp" makes 0.0.0.0 a socket of IPv6, of which gVisor does not know it
 	if address.Addr().Is6() {
 		network = "tcp6"
 	}

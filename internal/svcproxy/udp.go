@@ -62,7 +62,7 @@ func (p *UDP) Counters() Counters { return p.counters.snapshot() }
 
 // receive takes the datagrams of all clients.
 func (p *UDP) receive() {
-	buffer := new([bufferSize]byte) // more than any datagram has
+	buffer := new([smallBuffer]byte)
 	var delay time.Duration
 	for {
 		n, from, err := p.conn.ReadFromUDPAddrPort(buffer[:])

@@ -1,6 +1,7 @@
 package svcproxy
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -8,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // listenUDP is a server on loopback that answers each datagram with the same one.
@@ -144,6 +147,31 @@ func TestUDPDestinationComesLater(t *testing.T) {
 	}
 	if got := p.Counters(); got.Total != 1 || got.Open != 1 {
 		t.Errorf("the client was forgotten: %+v", got)
+	}
+}
+
+// refusedOnce tells the first write what became of one before.
+type refusedOnce struct {
+	net.Conn
+	told bool
+}
+
+func (c *refusedOnce) Write(b []byte) (int, error) {
+	if !c.told {
+		c.told = true
+		return 0, unix.ECONNREFUSED
+	}
+	return c.Conn.Write(b)
+}
+
+func TestUDPErrorOfTheDatagramBefore(t *testing.T) {
+	checkNothingLeft(t)
+	p := proxyUDPTo(t, To(listenUDP(t, loopback)), Options{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := hereDialer(ctx, network, address)
+		return &refusedOnce{Conn: conn}, err
+	}})
+	if got := exchange(t, dialUDP(t, p.Addr()), "word"); got != "word" {
+		t.Errorf("got %q", got)
 	}
 }
 
