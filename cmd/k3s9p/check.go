@@ -18,7 +18,7 @@ func checkCommand() *cobra.Command {
 		Short: "Say what keeps a node from running here, and what up does about it",
 		Long: `Try what a node needs of this machine, and say for each blocker whether it is found,
 with what was seen, and what up does about it. Nothing is changed. The exit status is
-1 if something is found that has no fix.`,
+1 if something is found that has no fix and that a node cannot run with.`,
 		Example: "  k3s9p check -o json",
 		Args:    cobra.NoArgs,
 	}

@@ -15,7 +15,7 @@ import (
 
 func kubectlCommand() *cobra.Command {
 	return passthrough("kubectl", "Run kubectl against the cluster", "  k3s9p kubectl get pods -A", func(p node.Paths) ([]string, []string) {
-		return nil, []string{"KUBECONFIG=" + p.Kubeconfig()}
+		return nil, []string{"KUBECONFIG=" + p.Kubeconfig(), "KUBECACHEDIR=" + p.KubectlCache()}
 	})
 }
 

@@ -62,7 +62,8 @@ const (
 	Patch   Remedy = "patch"   // the programs are changed: nothing to do at run time
 	Setting Remedy = "setting" // the programs are told so
 	Machine Remedy = "machine" // the machine is changed, until it is undone
-	None    Remedy = "none"    // there is no fix
+	Warning Remedy = "warning" // there is no fix, and the node runs without
+	None    Remedy = "none"    // there is no fix, and no node
 )
 
 // Symptom is a text of a log; "…" stands for anything within a line.
@@ -109,7 +110,7 @@ func All() []Blocker {
 	return []Blocker{
 		cgroupMounts, cgroupV1, kmsg, mountPropagation, diskThresholds, cniPlugins, overlayfs,
 		cgroupFiles, rootFilesystem, tunables,
-		seccomp, tmpfsOptions, unprivilegedPorts, linkKind, bridgePort, preferredSource, masquerade, services, vxlan,
+		seccomp, tmpfsOptions, oomScore, unprivilegedPorts, linkKind, bridgePort, preferredSource, masquerade, services, vxlan, memoryLimits,
 	}
 }
 

@@ -55,6 +55,18 @@ var cgroupFiles = Blocker{
 	},
 }
 
+var memoryLimits = Blocker{
+	ID:      "memory-limits",
+	Title:   "memory limits that nobody enforces",
+	Symptom: "…uses more memory than its limit, and is not killed",
+	Source:  "gVisor pkg/sentry/fsimpl/cgroupfs/memory.go; gvisor#13777",
+	Remedy:  Warning,
+	Action:  "nothing: a pod may use more memory than its limit, up to what the sandbox has",
+	Check: func(ctx context.Context, _ *Host) (Answer, string) {
+		return seen(probe.MemoryLimit(ctx), "a process that used more than its cgroup allows was killed")
+	},
+}
+
 // missingOr is found with what is missing, if anything is.
 func missingOr(missing []string, fine string) (Answer, string) {
 	if len(missing) > 0 {

@@ -83,7 +83,7 @@ var services = Blocker{
 	Title:   "no netfilter that kube-proxy could use",
 	Symptom: "…not supported",
 	Source:  "k8s.io/kubernetes pkg/proxy; gVisor pkg/sentry/socket/netfilter has legacy tables with a few matches, and no nf_tables that kube-proxy could use",
-	Remedy:  None,
+	Remedy:  Warning,
 	Action:  "nothing yet: a cluster on this node has no Services",
 	Check: func(ctx context.Context, _ *Host) (Answer, string) {
 		nft := probe.Nftables(ctx)

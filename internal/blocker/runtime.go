@@ -73,3 +73,19 @@ var unprivilegedPorts = Blocker{
 		return nil
 	},
 }
+
+var oomScore = Blocker{
+	ID:      "oom-score",
+	Title:   "no right to lower a process's OOM score",
+	Symptom: "failed to update /proc/self/oom_score_adj: Permission denied",
+	Source:  "opencontainers/runc libcontainer/nsenter/nsexec.c; a machine whose root lacks CAP_SYS_RESOURCE, such as an agent's sandbox or a container",
+	Remedy:  Setting,
+	Action:  "containerd gets restrict_oom_score_adj: true, and gives pods at least its own score",
+	Check: func(ctx context.Context, _ *Host) (Answer, string) {
+		return seen(probe.OOMScore(ctx), "a process could lower its score")
+	},
+	Fix: func(h *Host) error {
+		h.Settings.Containerd.RestrictOOMScore = true
+		return nil
+	},
+}

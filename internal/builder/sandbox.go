@@ -30,7 +30,7 @@ type Scenario struct {
 }
 
 // Scenarios are all of them, in the order in which they run.
-var Scenarios = []Scenario{{"cluster", true}, {"experiment", false}, {"pods", true}, {"stats", true}, {"overlayroot", false}, {"hungmount", false}}
+var Scenarios = []Scenario{{"cluster", true}, {"updown", false}, {"native", false}, {"experiment", false}, {"pods", true}, {"stats", true}, {"overlayroot", false}, {"hungmount", false}}
 
 func scenarioNames() []string {
 	var names []string
@@ -167,6 +167,7 @@ func (b *Builder) TestSandbox(ctx context.Context, only, gvisor string) (err err
 	if err != nil {
 		return err
 	}
+	leftover.Launcher = b.dist(launcherName)
 	// Whatever a scenario leaves that was killed, or had a panic in a goroutine.
 	defer func() {
 		if ctx.Err() != nil {

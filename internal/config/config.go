@@ -60,6 +60,9 @@ type Containerd struct {
 	// capability: two sysctls of a pod's network namespace.
 	UnprivilegedPorts bool   `json:"unprivilegedPorts"`
 	PauseImage        string `json:"pauseImage"`
+	// RestrictOOMScore keeps the OOM score of pods from falling below containerd's
+	// own.
+	RestrictOOMScore bool `json:"restrictOOMScore,omitempty"`
 	// Plugins is the folder of the CNI plugins, and Networks that of their
 	// configuration.
 	Plugins  string `json:"plugins"`
@@ -169,6 +172,7 @@ func (s Settings) ContainerdConfig() ([]byte, error) {
 			"io.containerd.nri.v1.nri": table{"disable": true}, // its socket would be outside of the node's directories
 			"io.containerd.cri.v1.runtime": table{
 				"netns_mounts_under_state_dir": true,
+				"restrict_oom_score_adj":       c.RestrictOOMScore,
 				"enable_unprivileged_ports":    c.UnprivilegedPorts,
 				"enable_unprivileged_icmp":     c.UnprivilegedPorts,
 				"cni":                          table{"bin_dirs": []string{c.Plugins}, "conf_dir": c.Networks},

@@ -140,6 +140,9 @@ func (n *Node) controllers(context.Context) error {
 		"--cluster-cidr="+n.cluster.ClusterCIDR.String(),
 		"--allocate-node-cidrs=false", // the one node's are in the configuration of its network
 		"--controllers=*,bootstrapsigner,tokencleaner",
+		// At a first start each controller asks for an account of its own: with the
+		// default of 20 requests a second that takes five seconds.
+		"--kube-api-qps=200", "--kube-api-burst=400",
 		"--flex-volume-plugin-dir="+n.paths.kubelet()+"/volume-plugins",
 	)
 	return errors.Join(

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"time"
 
@@ -128,7 +129,8 @@ func (n *Node) openEgress(context.Context) error {
 		}
 		rules = n.cluster.redirect(proxy.Addr().Port(), up)
 	}
-	if err := n.paths.journal().Record("nat", natChange{n.egress.backend.String()}); err != nil {
+	_, err := os.Lstat(xtablesLock)
+	if err := n.paths.journal().Record("nat", natChange{n.egress.backend.String(), errors.Is(err, os.ErrNotExist)}); err != nil {
 		return err
 	}
 	return n.egress.backend.Apply(rules)
@@ -137,7 +139,11 @@ func (n *Node) openEgress(context.Context) error {
 // natChange is the record of rules; which they are the kernel knows.
 type natChange struct {
 	Backend string `json:"backend"`
+	// Lock says that the lock of iptables(8) did not exist, and is to go again.
+	Lock bool `json:"lock"`
 }
+
+const xtablesLock = "/run/xtables.lock"
 
 // closeEgress ends the proxy; connections that are open get a moment.
 func (n *Node) closeEgress() {
@@ -153,12 +159,19 @@ func (n *Node) closeEgress() {
 
 // removeRules takes the rules away that are recorded.
 func removeRules(p Paths) error {
-	if !p.journal().Has("nat") {
-		return nil
+	var change natChange
+	recorded, sameBoot, err := p.journal().Read("nat", &change)
+	if err != nil || !recorded {
+		return err
 	}
 	var failures error
 	for _, backend := range nat.Backends() {
 		failures = errors.Join(failures, backend.Remove())
+	}
+	if change.Lock && sameBoot {
+		if err := os.Remove(xtablesLock); err != nil && !errors.Is(err, os.ErrNotExist) {
+			failures = errors.Join(failures, err)
+		}
 	}
 	if failures != nil {
 		return failures

@@ -211,6 +211,12 @@ func (n *Node) fix(ctx context.Context) (string, error) {
 	}
 	found := 0
 	for _, finding := range n.findings {
+		switch {
+		case finding.Answer == blocker.Found && finding.Remedy == blocker.None:
+			return "", fmt.Errorf("%s: %s", finding.Title, finding.Evidence)
+		case finding.Answer == blocker.Found && finding.Remedy == blocker.Warning:
+			n.progress.Say("  warning: %s: %s", finding.Title, finding.Action)
+		}
 		if finding.Answer == blocker.Found {
 			found++
 		}

@@ -32,6 +32,10 @@ func (p Paths) Logs() string { return p.at("log") }
 // Kubeconfig is that of the cluster's administrator.
 func (p Paths) Kubeconfig() string { return p.conf("admin") }
 
+// KubectlCache is where kubectl keeps what it knows of the apiserver, instead of in
+// the user's home.
+func (p Paths) KubectlCache() string { return p.at("cache", "kubectl") }
+
 // What is made anew at each start.
 func (p Paths) run(elem ...string) string { return p.at(append([]string{"run"}, elem...)...) }
 func (p Paths) etc(elem ...string) string { return p.at(append([]string{"run", "etc"}, elem...)...) }
@@ -56,6 +60,7 @@ func (p Paths) bound() map[string]string {
 		"/var/lib/cni":        p.run("cni"),                // libcni's cache of results
 		"/var/log/pods":       p.at("log", "pods"),
 		"/var/log/containers": p.at("log", "containers"),
+		"/run/mount":          p.run("mount"), // what mount(8) notes down
 	}
 }
 

@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -58,6 +59,18 @@ func Sysctl(name, wanted string) error {
 		return nil
 	}
 	return os.WriteFile(path, value, 0o644)
+}
+
+// OOMScore gives a process the score that the first process of a pod gets
+// (proc_pid_oom_score_adj(5)): to lower one takes CAP_SYS_RESOURCE.
+func OOMScore(ctx context.Context) error { return isolated(ctx, 0, "oom-score") }
+
+func oomScore() error {
+	const pause = "-998" // k8s.io/kubernetes pkg/kubelet/qos/policy.go, less one
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte(pause), 0o644); err != nil {
+		return fmt.Errorf("lower a process's oom_score_adj: %w", err)
+	}
+	return nil
 }
 
 // Seccomp asks the kernel for its seccomp mode, which fails on a kernel without

@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
 	"strings"
 	"syscall"
@@ -29,6 +30,10 @@ import (
 // ErrUnclear is wrapped by the error of a probe that could not be made: it was
 // refused a namespace, ran out of time, or ended without an answer.
 var ErrUnclear = errors.New("could not tell")
+
+// errKilled is wrapped, with ErrUnclear, by the error about a child that somebody
+// else has killed: for the probe of memory limits that is the answer.
+var errKilled = errors.New("killed")
 
 // limit is how long a child may take. The slowest probe, a FUSE program that
 // starts in gVisor, takes about a second.
@@ -57,6 +62,8 @@ var children = map[string]func(args []string) error{
 	"link-kind":        func([]string) error { return linkKind() },
 	"preferred-source": func([]string) error { return preferredSource() },
 	"vxlan":            func([]string) error { return vxlan() },
+	"memory":           func(args []string) error { return use(args[0]) },
+	"oom-score":        func([]string) error { return oomScore() },
 	"tmpfs-options":    func(args []string) error { return tmpfsOptions(args[0]) },
 }
 
@@ -130,6 +137,10 @@ func answer(name, output string, err error) error {
 		return fmt.Errorf("%w: %s", ErrUnclear, strings.TrimPrefix(last, unclear))
 	case err == nil && strings.HasPrefix(last, refused):
 		return errors.New(strings.TrimPrefix(last, refused))
+	}
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == unix.SIGKILL {
+		return fmt.Errorf("%w: the probe %s was %w", ErrUnclear, name, errKilled)
 	}
 	return fmt.Errorf("%w: the probe %s ended without an answer (%v): %.200s", ErrUnclear, name, err, oneLine([]byte(output)))
 }

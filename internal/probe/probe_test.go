@@ -83,3 +83,20 @@ func TestScratchIsRemoved(t *testing.T) {
 		t.Errorf("a probe left %v", left)
 	}
 }
+
+// On Linux a limit is enforced; whether it is here depends on the machine, but the
+// probe has an answer.
+func TestMemoryLimit(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("a cgroup needs root")
+	}
+	if err := MemoryLimit(t.Context()); err != nil {
+		t.Logf("memory limits: %v", err)
+		if errors.Is(err, ErrUnclear) {
+			t.Skip("no cgroup can be made here")
+		}
+	}
+	if left, _ := filepath.Glob("/sys/fs/cgroup/*/k3s9p-probe-*"); len(left) > 0 {
+		t.Errorf("the probe left %v", left)
+	}
+}

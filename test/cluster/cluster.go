@@ -17,8 +17,8 @@ type Cluster struct {
 	t *testing.T
 }
 
-// program is where the user has put it.
-const program = "/root/k3s9p"
+// Program is where the user has put it.
+const Program = "/root/k3s9p"
 
 // images is a directory with the image that the pods run.
 const images = "/root/images"
@@ -27,7 +27,7 @@ const images = "/root/images"
 func Start(t *testing.T, options gvisor.Options) *Cluster {
 	t.Helper()
 	gvisor.Require(t)
-	options.Files = map[string]string{program: gvisor.Program("k3s9p"), images + "/web.tar": gvisor.Program("web.tar")}
+	options.Files = map[string]string{Program: gvisor.Program("k3s9p"), images + "/web.tar": gvisor.Program("web.tar")}
 	return &Cluster{gvisor.Start(t, options), t}
 }
 
@@ -35,13 +35,18 @@ func Start(t *testing.T, options gvisor.Options) *Cluster {
 func (c *Cluster) Up(args ...string) time.Duration {
 	c.t.Helper()
 	start := time.Now()
-	output, err := c.Try(3*time.Minute, append([]string{program, "up", "--detach", "--images=" + images}, args...)...)
+	output, err := c.Try(3*time.Minute, append([]string{Program, "up", "--detach", "--images=" + images}, args...)...)
 	if err != nil {
 		c.t.Fatalf("k3s9p up: %v\n%s\n%s", err, output, c.logs())
 	}
 	took := time.Since(start)
 	c.t.Logf("Ready after %.1f s\n%s", took.Seconds(), output)
 	return took
+}
+
+// K3s9p runs it, and may fail.
+func (c *Cluster) K3s9p(args ...string) (string, error) {
+	return c.Try(2*time.Minute, append([]string{Program}, args...)...)
 }
 
 // Try runs a program that may fail.
@@ -60,7 +65,7 @@ func (c *Cluster) logs() string {
 // Kubectl has to succeed.
 func (c *Cluster) Kubectl(args ...string) string {
 	c.t.Helper()
-	output, err := c.Try(time.Minute, append([]string{program, "kubectl"}, args...)...)
+	output, err := c.Try(time.Minute, append([]string{Program, "kubectl"}, args...)...)
 	if err != nil {
 		c.t.Fatalf("kubectl %v: %v\n%s", args, err, output)
 	}

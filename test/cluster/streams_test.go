@@ -10,13 +10,13 @@ import (
 // sandbox.
 func (c *Cluster) streams(t *testing.T, pod string) {
 	t.Run("exec", func(t *testing.T) {
-		output, err := c.Try(time.Minute, "sh", "-c", "yes line | head -n 20000 | "+program+" kubectl exec -i "+pod+" -- /web echo | wc -l")
+		output, err := c.Try(time.Minute, "sh", "-c", "yes line | head -n 20000 | "+Program+" kubectl exec -i "+pod+" -- /web echo | wc -l")
 		if err != nil || strings.TrimSpace(output) != "20000" {
 			t.Errorf("of 20000 lines %q came back, %v", output, err)
 		}
 	})
 	t.Run("logs -f", func(t *testing.T) {
-		follow := c.Background(program, "kubectl", "logs", "--follow", "--tail=0", pod)
+		follow := c.Background(Program, "kubectl", "logs", "--follow", "--tail=0", pod)
 		const agent = "asked-while-following"
 		c.Await("a line of the log", time.Minute, func() bool {
 			_, _ = c.Try(10*time.Second, "inside", "http", "GET", "http://"+c.ip(pod)+":8080/?"+agent)
@@ -25,7 +25,7 @@ func (c *Cluster) streams(t *testing.T, pod string) {
 		follow.Stop()
 	})
 	t.Run("port-forward", func(t *testing.T) {
-		forward := c.Background(program, "kubectl", "port-forward", "pod/"+pod, "18080:8080")
+		forward := c.Background(Program, "kubectl", "port-forward", "pod/"+pod, "18080:8080")
 		c.Await("the port", time.Minute, func() bool { return strings.Contains(forward.Output(), "Forwarding from") })
 		if answer, err := c.Try(30*time.Second, "inside", "http", "GET", "http://127.0.0.1:18080/"); err != nil || answer != pod {
 			t.Errorf("it answers %q, %v", answer, err)

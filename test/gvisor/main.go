@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
+	"testing"
 
 	"golang.org/x/sys/unix"
 
@@ -29,6 +32,7 @@ func Main(m interface{ Run() int }) {
 		os.Exit(m.Run()) // every test skips: see Require
 	}
 	base := os.Getenv(sandboxesVariable)
+	leftover.Launcher = Program("k3s9p")
 	err := leftover.Clean(base, func(format string, args ...any) { fmt.Printf(format+"\n", args...) })
 	if err == nil {
 		run.dir, err = leftover.Claim(base)
@@ -58,6 +62,21 @@ func Main(m interface{ Run() int }) {
 		code = 1
 	}
 	os.Exit(code)
+}
+
+// NodeData is the directory of the data of a node that a test brings up on this
+// machine itself: it is a directory of the run, as a sandbox has one.
+func NodeData(t *testing.T) string {
+	t.Helper()
+	Require(t)
+	run.Lock()
+	defer run.Unlock()
+	run.started++
+	dir := filepath.Join(run.dir, strconv.Itoa(run.started), leftover.NodeData)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 // clean checks that the sandboxes have left nothing, and removes it if they have.

@@ -340,11 +340,17 @@ func (p *Process) Output() string {
 	return string(data)
 }
 
+// Signal sends the process a signal, by its name without SIG.
+func (p *Process) Signal(name string) {
+	p.sandbox.t.Helper()
+	p.sandbox.Must("kill", "-"+name, p.sandboxPID())
+}
+
 // Stop ends the process with SIGTERM.
 func (p *Process) Stop() {
 	p.sandbox.t.Helper()
 	if !p.Ended() {
-		p.sandbox.Must("kill", p.sandboxPID())
+		p.Signal("TERM")
 	}
 	p.sandbox.Await("the end of "+p.name, 30*time.Second, p.Ended)
 }

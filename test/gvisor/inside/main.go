@@ -31,6 +31,7 @@ const usage = `usage:
   inside fix SETTINGS ID,…         fix all that is found but those, and write the configuration
   inside fuse-overlayfs            whether that works
   inside undo                      take the fixes back
+  inside snapshot DIR              what a node could leave, except for files in DIR
   inside hang DIR                  mount a filesystem that never answers statfs`
 
 // Where the sandbox has the node: its data, programs and configuration.
@@ -67,6 +68,8 @@ func main() {
 			err = errors.New("it works")
 		}
 		fmt.Println(err)
+	case os.Args[1] == "snapshot" && len(args) == 1:
+		snapshot(args[0])
 	case os.Args[1] == "hang" && len(args) == 1:
 		check(hang(args[0]))
 	default:

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -87,10 +88,31 @@ func Sandboxes(run string) ([]string, error) {
 	return found, err
 }
 
+// NodeData is how the directory with the data of a node is called that runs on this
+// machine itself, and Launcher the k3s9p that ends one and takes back what it changed.
+const NodeData = "node"
+
+var Launcher string
+
+// endNodes ends such nodes in a directory of a run, or in that of one sandbox.
+func endNodes(dir string) error {
+	var failures error
+	for _, pattern := range []string{NodeData, "*/" + NodeData} {
+		found, _ := filepath.Glob(filepath.Join(dir, pattern))
+		for _, data := range found {
+			output, err := exec.Command(Launcher, "--data-dir="+data, "down", "--purge").CombinedOutput()
+			if err != nil {
+				failures = errors.Join(failures, fmt.Errorf("end the node with its data in %s: %w: %s", data, err, output))
+			}
+		}
+	}
+	return failures
+}
+
 // Remove ends the processes that name a folder, unmounts what is mounted below it
 // and removes it.
 func Remove(dir string) error {
-	if err := kill(dir); err != nil {
+	if err := errors.Join(endNodes(dir), kill(dir)); err != nil {
 		return err
 	}
 	return rmtree.Tree(dir)

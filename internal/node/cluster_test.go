@@ -1,0 +1,165 @@
+package node
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func prefixes(texts ...string) []netip.Prefix {
+	var all []netip.Prefix
+	for _, text := range texts {
+		all = append(all, netip.MustParsePrefix(text))
+	}
+	return all
+}
+
+func TestNetworksAvoidWhatTheMachineHasRoutesTo(t *testing.T) {
+	for _, c := range []struct {
+		routes         []string
+		o              Options
+		pods, services string
+		fails          string
+	}{
+		{pods: "10.42.0.0/16", services: "10.43.0.0/16"},
+		{routes: []string{"192.0.2.0/24"}, pods: "10.42.0.0/16", services: "10.43.0.0/16"},
+		{routes: []string{"10.43.7.0/24"}, pods: "10.142.0.0/16", services: "10.143.0.0/16"},
+		{routes: []string{"10.0.0.0/8"}, pods: "172.28.0.0/16", services: "172.29.0.0/16"},
+		{routes: []string{"10.0.0.0/8", "172.16.0.0/12"}, pods: "192.168.240.0/22", services: "192.168.244.0/22"},
+		{o: Options{ServiceCIDR: "10.42.0.0/24"}, pods: "10.142.0.0/16", services: "10.42.0.0/24"},
+		{o: Options{ClusterCIDR: "10.9.0.0/16", ServiceCIDR: "10.9.1.0/24"}, fails: "overlap"},
+		{routes: []string{"10.9.1.0/24"}, o: Options{ClusterCIDR: "10.9.0.0/16"}, fails: "route to 10.9.1.0/24"},
+		{o: Options{ClusterCIDR: "10.9.0.1/16"}, fails: "bits set behind its prefix"},
+		{o: Options{ClusterCIDR: "10.9.0.0/30"}, fails: "prefix of 30 bits"},
+		{o: Options{ClusterCIDR: "fd00::/64"}, fails: "not IPv4"},
+		{o: Options{ServiceCIDR: "services"}, fails: "not a network"},
+		{o: Options{NodeName: "Not_a_name"}, fails: "cannot be the name of a node"},
+	} {
+		o := c.o
+		if o.NodeName == "" {
+			o.NodeName = "test"
+		}
+		got, err := choose(o, "kubernetes", prefixes(c.routes...))
+		switch {
+		case c.fails != "":
+			if err == nil || !strings.Contains(err.Error(), c.fails) || !strings.Contains(err.Error(), "hint: ") {
+				t.Errorf("%+v with %v: %v", c.o, c.routes, err)
+			}
+		case err != nil || got.ClusterCIDR.String() != c.pods || got.ServiceCIDR.String() != c.services:
+			t.Errorf("%+v with %v: pods in %v, Services in %v, %v", c.o, c.routes, got.ClusterCIDR, got.ServiceCIDR, err)
+		}
+	}
+}
+
+func TestAddresses(t *testing.T) {
+	c := Cluster{ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16")}
+	for what, pair := range map[string][2]string{
+		"pods":      {c.PodCIDR().String(), "10.42.0.0/24"},
+		"node":      {c.Address().String(), "10.42.0.1"},
+		"apiserver": {c.APIService().String(), "10.43.0.1"},
+		"DNS":       {c.DNS().String(), "10.43.0.10"},
+	} {
+		if pair[0] != pair[1] {
+			t.Errorf("the address of %s is %s, not %s", what, pair[0], pair[1])
+		}
+	}
+}
+
+func TestADataDirectoryKeepsItsCluster(t *testing.T) {
+	p := Paths{t.TempDir()}
+	first, err := settle(p, Options{NodeName: "first"}, "kubernetes", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.save(p); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := settle(p, Options{}, "kubernetes", nil); err != nil || again != first {
+		t.Errorf("the second time it is %+v, %v", again, err)
+	}
+	for _, c := range []struct {
+		o            Options
+		distribution string
+		routes       []netip.Prefix
+		fails        string
+	}{
+		{o: Options{NodeName: "second"}, distribution: "kubernetes", fails: "node name first, not second"},
+		{o: Options{ClusterCIDR: "10.9.0.0/16"}, distribution: "kubernetes", fails: "cluster CIDR"},
+		{distribution: "k3s", fails: "distribution kubernetes, not k3s"},
+		{distribution: "kubernetes", routes: prefixes("10.43.0.0/16"), fails: "now overlaps"},
+	} {
+		if _, err := settle(p, c.o, c.distribution, c.routes); err == nil || !strings.Contains(err.Error(), c.fails) {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+	if err := os.WriteFile(p.cluster(), []byte(`{"format": 2}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := settle(p, Options{}, "kubernetes", nil); err == nil || !strings.Contains(err.Error(), "format 2") {
+		t.Errorf("a directory of a newer version: %v", err)
+	}
+	if err := os.WriteFile(p.cluster(), []byte(`{`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := settle(p, Options{}, "kubernetes", nil); err == nil || !strings.Contains(err.Error(), "hint: ") {
+		t.Errorf("a damaged directory: %v", err)
+	}
+}
+
+func TestDataDirectories(t *testing.T) {
+	for dir, fails := range map[string]string{
+		DefaultData:                           "",
+		"/":                                   "not an absolute path below /",
+		"relative":                            "not an absolute path below /",
+		"/very" + strings.Repeat("/long", 20): "too long a path",
+	} {
+		err := Paths{dir}.check()
+		if (err == nil) != (fails == "") || err != nil && !strings.Contains(err.Error(), fails) {
+			t.Errorf("%s: %v", dir, err)
+		}
+	}
+}
+
+// Down with purge removes a directory as a whole: it has to be a node's.
+func TestPurgeLeavesWhatIsNoNodes(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "thesis.txt"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := (Paths{dir}).ours(); err == nil {
+		t.Error("a directory with a thesis was taken for a node's")
+	}
+	if err := (Paths{t.TempDir()}).ours(); err != nil {
+		t.Errorf("an empty directory: %v", err)
+	}
+}
+
+func TestDirectoriesThatWereMadeAreRemovedIfEmpty(t *testing.T) {
+	dir := t.TempDir()
+	p := Paths{filepath.Join(dir, "data")}
+	made := []string{filepath.Join(dir, "a"), filepath.Join(dir, "a", "b"), filepath.Join(dir, "c"), filepath.Join(dir, "never")}
+	for _, name := range made[:3] {
+		if err := os.Mkdir(name, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "c", "theirs"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.journal().Record("directories", directoriesChange{made}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := unbind(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := os.Stat(made[0]); !os.IsNotExist(err) {
+		t.Errorf("%s is still there: %v", made[0], err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "c", "theirs")); err != nil {
+		t.Errorf("what somebody else put there is gone: %v", err)
+	}
+}

@@ -1,0 +1,234 @@
+package native
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+
+	"k3s9p/internal/rmtree"
+	"k3s9p/test/gvisor"
+)
+
+// machine is this one, in a network namespace that has eth0 to another one.
+type machine struct {
+	t               *testing.T
+	inside, outside string // paths of the namespaces
+	data, program   string
+}
+
+const (
+	address        = "192.0.2.2/24" // RFC 5737
+	outsideAddress = "192.0.2.1"
+)
+
+// start makes the namespaces: each lives as long as a process in it.
+func start(t *testing.T) *machine {
+	t.Helper()
+	gvisor.Require(t)
+	m := &machine{t: t, program: gvisor.Program("k3s9p")}
+	m.data = gvisor.NodeData(t)
+	t.Cleanup(func() {
+		if output, err := m.k3s9p("down", "--purge"); err != nil {
+			t.Errorf("k3s9p down --purge: %v\n%s", err, output)
+		}
+		if err := os.Remove(filepath.Dir(m.data)); err != nil {
+			t.Error(err)
+		}
+	})
+	m.inside, m.outside = namespace(t), namespace(t)
+	m.must(m.connect())
+	return m
+}
+
+func namespace(t *testing.T) string {
+	t.Helper()
+	holder := exec.Command("sleep", "infinity")
+	holder.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: unix.SIGKILL}
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = holder.Process.Kill(); _ = holder.Wait() })
+	return fmt.Sprintf("/proc/%d/ns/net", holder.Process.Pid)
+}
+
+func (m *machine) connect() error {
+	inside, err := netns.GetFromPath(m.inside)
+	if err != nil {
+		return err
+	}
+	defer inside.Close()
+	outside, err := netns.GetFromPath(m.outside)
+	if err != nil {
+		return err
+	}
+	defer outside.Close()
+	here, err := netlink.NewHandleAt(inside)
+	if err != nil {
+		return err
+	}
+	defer here.Close()
+	there, err := netlink.NewHandleAt(outside)
+	if err != nil {
+		return err
+	}
+	defer there.Close()
+	attributes := netlink.NewLinkAttrs()
+	attributes.Name = "eth0"
+	if err := there.LinkAdd(&netlink.Veth{LinkAttrs: attributes, PeerName: "eth0", PeerNamespace: netlink.NsFd(inside)}); err != nil {
+		return err
+	}
+	for handle, cidr := range map[*netlink.Handle]string{here: address, there: outsideAddress + "/24"} {
+		for _, name := range []string{"lo", "eth0"} {
+			link, err := handle.LinkByName(name)
+			if err != nil {
+				return err
+			}
+			if name == "eth0" {
+				parsed, err := netlink.ParseAddr(cidr)
+				if err != nil {
+					return err
+				}
+				if err := handle.AddrAdd(link, parsed); err != nil {
+					return err
+				}
+			}
+			if err := handle.LinkSetUp(link); err != nil {
+				return err
+			}
+		}
+	}
+	return here.RouteAdd(&netlink.Route{Gw: net.ParseIP(outsideAddress)})
+}
+
+// in runs a command in the namespace of the cluster.
+func (m *machine) in(args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + m.inside, "--"}, args...)...)
+	var output bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &output, &output
+	err := cmd.Run()
+	return output.String(), err
+}
+
+func (m *machine) k3s9p(args ...string) (string, error) {
+	return m.in(append([]string{m.program, "--data-dir=" + m.data}, args...)...)
+}
+
+func (m *machine) kubectl(args ...string) string {
+	m.t.Helper()
+	output, err := m.k3s9p(append([]string{"kubectl"}, args...)...)
+	if err != nil {
+		m.t.Fatalf("kubectl %v: %v\n%s", args, err, output)
+	}
+	return output
+}
+
+func (m *machine) must(err error) {
+	m.t.Helper()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+const deployment = `{"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": {
+  "replicas": 3, "selector": {"matchLabels": {"app": "web"}}, "template": {"metadata": {"labels": {"app": "web"}},
+  "spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "web", "image": "k3s9p.local/web:1", "imagePullPolicy": "Never"}]}}}}`
+
+func TestNative(t *testing.T) {
+	m := start(t)
+	images := t.TempDir()
+	m.must(os.Link(gvisor.Program("web.tar"), filepath.Join(images, "web.tar")))
+	before := places()
+	began := time.Now()
+	if output, err := m.k3s9p("up", "--detach", "--images="+images); err != nil {
+		t.Fatalf("k3s9p up: %v\n%s", err, output)
+	}
+	t.Logf("Ready after %.1f s", time.Since(began).Seconds())
+	manifest := filepath.Join(images, "web.json")
+	m.must(os.WriteFile(manifest, []byte(deployment), 0o644))
+	m.kubectl("apply", "-f", manifest)
+	m.kubectl("rollout", "status", "deployment/web", "--timeout=60s")
+	var pods corev1.PodList
+	m.must(json.Unmarshal([]byte(m.kubectl("get", "pods", "-o", "json")), &pods))
+	if len(pods.Items) != 3 {
+		t.Fatalf("%d pods run", len(pods.Items))
+	}
+	server := m.serve()
+	defer server.Close()
+	for _, pod := range pods.Items {
+		output := m.get("http://" + pod.Status.PodIP + ":8080/get?url=http://" + outsideAddress + ":8080/")
+		// The server outside sees the node's address, not the pod's.
+		if output != strings.TrimSuffix(address, "/24") {
+			t.Errorf("to the outside the pod %s is %q", pod.Name, output)
+		}
+	}
+	if output, err := m.k3s9p("down"); err != nil {
+		t.Fatalf("k3s9p down: %v\n%s", err, output)
+	}
+	if after := places(); after != before {
+		t.Errorf("the machine has\n%s\nand had\n%s", after, before)
+	}
+}
+
+// serve answers outside with the address that a client has.
+func (m *machine) serve() *http.Server {
+	m.t.Helper()
+	listener, err := listen(m.outside, outsideAddress+":8080")
+	m.must(err)
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host, _, _ := net.SplitHostPort(r.RemoteAddr)
+		fmt.Fprint(w, host)
+	})}
+	go func() { _ = server.Serve(listener) }()
+	return server
+}
+
+// get asks from the node.
+func (m *machine) get(url string) string {
+	m.t.Helper()
+	client := http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{
+		DialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
+			err = within(m.inside, func() (err error) {
+				conn, err = new(net.Dialer).DialContext(ctx, network, address)
+				return err
+			})
+			return conn, err
+		}}}
+	defer client.CloseIdleConnections()
+	response, err := client.Get(url)
+	m.must(err)
+	defer response.Body.Close()
+	data, err := io.ReadAll(response.Body)
+	m.must(err)
+	return string(data)
+}
+
+// places lists what a node could leave on this machine: directories that programs
+// have built in, cgroups, mounts.
+func places() string {
+	var there []string
+	for _, pattern := range []string{"/run/containerd*", "/run/netns/*", "/var/lib/kubelet*", "/var/lib/cni*", "/var/log/pods*", "/var/log/containers*",
+		"/etc/cni/*", "/opt/cni/*", "/opt/containerd*", "/sys/fs/cgroup/*/k3s9p*", "/sys/fs/cgroup/k3s9p*", "/sys/fs/cgroup/*/kubepods*"} {
+		found, _ := filepath.Glob(pattern)
+		there = append(there, found...)
+	}
+	mounts, _ := rmtree.Mounts("/")
+	return strings.Join(append(there, mounts...), "\n")
+}
