@@ -34,9 +34,11 @@ import (
 // ManifestName is the first file of the archive: the record of the build.
 const ManifestName = "build.json"
 
-// level trades 6 % of size for 2.5 times the speed of the next better one,
-// measured on the 156 MB of kube.
-const level = zstd.SpeedDefault
+// level is the last one that costs little. Measured on the 156 MB of kube with 2
+// cores: SpeedDefault 41.8 MB in 0.4 s, SpeedBetterCompression 39.7 MB in 0.7 s,
+// SpeedBestCompression 37.2 MB in 7.4 s. Unpacking 361 MB takes 0.4 to 0.6 s after
+// any of them.
+const level = zstd.SpeedBetterCompression
 
 // Format identifies how files become bytes of the archive: who keeps frames has to
 // drop them when it changes. The version of the compressor is part of it.
