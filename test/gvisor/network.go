@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"testing"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -21,16 +22,28 @@ const (
 	OutsideAddress = "192.0.2.1"
 )
 
-func (s *Sandbox) namespace(name string) string { return filepath.Join(s.dir, "netns", name) }
+func (s *Sandbox) namespace(name string) string { return namespace(s.dir, name) }
 
-// makeNetwork makes both namespaces as mounts below the sandbox's folder.
-func (s *Sandbox) makeNetwork() error {
+func namespace(dir, name string) string { return filepath.Join(dir, "netns", name) }
+
+// Network makes such a network for a node on this machine itself, below a directory
+// of the run, and returns the paths of both namespaces.
+func Network(t *testing.T, dir string) (inside, outside string) {
+	t.Helper()
+	if err := makeNetwork(dir); err != nil {
+		t.Fatal(err)
+	}
+	return namespace(dir, "inside"), namespace(dir, "outside")
+}
+
+// makeNetwork makes both namespaces as mounts below a directory.
+func makeNetwork(dir string) error {
 	handles := make(map[string]netns.NsHandle)
 	for _, name := range []string{"inside", "outside"} {
-		if err := makeNamespace(s.namespace(name)); err != nil {
+		if err := makeNamespace(namespace(dir, name)); err != nil {
 			return err
 		}
-		handle, err := netns.GetFromPath(s.namespace(name))
+		handle, err := netns.GetFromPath(namespace(dir, name))
 		if err != nil {
 			return err
 		}
@@ -103,8 +116,13 @@ func makeNamespace(path string) error {
 
 // Outside calls f in the network namespace on the other end of eth0.
 func (s *Sandbox) Outside(f func() error) error {
+	return Within(s.namespace("outside"), f)
+}
+
+// Within calls f in a network namespace.
+func Within(path string, f func() error) error {
 	return onThread(func() error {
-		handle, err := netns.GetFromPath(s.namespace("outside"))
+		handle, err := netns.GetFromPath(path)
 		if err != nil {
 			return err
 		}

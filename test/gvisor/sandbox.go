@@ -87,7 +87,7 @@ func Start(t *testing.T, options Options) *Sandbox {
 	s := newSandbox(t, options)
 	t.Cleanup(s.stop)
 	s.must(s.makeRoot(options))
-	s.must(s.makeNetwork())
+	s.must(makeNetwork(s.dir))
 	s.writeConfig()
 	s.boot()
 	return s

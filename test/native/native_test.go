@@ -12,13 +12,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
 	"k3s9p/internal/rmtree"
@@ -32,88 +28,22 @@ type machine struct {
 	data, program   string
 }
 
-const (
-	address        = "192.0.2.2/24" // RFC 5737
-	outsideAddress = "192.0.2.1"
-)
-
-// start makes the namespaces: each lives as long as a process in it.
+// start makes the namespaces. Nothing runs yet.
 func start(t *testing.T) *machine {
 	t.Helper()
 	gvisor.Require(t)
 	m := &machine{t: t, program: gvisor.Program("k3s9p")}
 	m.data = gvisor.NodeData(t)
+	m.inside, m.outside = gvisor.Network(t, filepath.Dir(m.data))
 	t.Cleanup(func() {
 		if output, err := m.k3s9p("down", "--purge"); err != nil {
 			t.Errorf("k3s9p down --purge: %v\n%s", err, output)
 		}
-		if err := os.Remove(filepath.Dir(m.data)); err != nil {
+		if err := rmtree.Tree(filepath.Dir(m.data)); err != nil {
 			t.Error(err)
 		}
 	})
-	m.inside, m.outside = namespace(t), namespace(t)
-	m.must(m.connect())
 	return m
-}
-
-func namespace(t *testing.T) string {
-	t.Helper()
-	holder := exec.Command("sleep", "infinity")
-	holder.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: unix.SIGKILL}
-	if err := holder.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = holder.Process.Kill(); _ = holder.Wait() })
-	return fmt.Sprintf("/proc/%d/ns/net", holder.Process.Pid)
-}
-
-func (m *machine) connect() error {
-	inside, err := netns.GetFromPath(m.inside)
-	if err != nil {
-		return err
-	}
-	defer inside.Close()
-	outside, err := netns.GetFromPath(m.outside)
-	if err != nil {
-		return err
-	}
-	defer outside.Close()
-	here, err := netlink.NewHandleAt(inside)
-	if err != nil {
-		return err
-	}
-	defer here.Close()
-	there, err := netlink.NewHandleAt(outside)
-	if err != nil {
-		return err
-	}
-	defer there.Close()
-	attributes := netlink.NewLinkAttrs()
-	attributes.Name = "eth0"
-	if err := there.LinkAdd(&netlink.Veth{LinkAttrs: attributes, PeerName: "eth0", PeerNamespace: netlink.NsFd(inside)}); err != nil {
-		return err
-	}
-	for handle, cidr := range map[*netlink.Handle]string{here: address, there: outsideAddress + "/24"} {
-		for _, name := range []string{"lo", "eth0"} {
-			link, err := handle.LinkByName(name)
-			if err != nil {
-				return err
-			}
-			if name == "eth0" {
-				parsed, err := netlink.ParseAddr(cidr)
-				if err != nil {
-					return err
-				}
-				if err := handle.AddrAdd(link, parsed); err != nil {
-					return err
-				}
-			}
-			if err := handle.LinkSetUp(link); err != nil {
-				return err
-			}
-		}
-	}
-	return here.RouteAdd(&netlink.Route{Gw: net.ParseIP(outsideAddress)})
 }
 
 // in runs a command in the namespace of the cluster.
@@ -173,9 +103,9 @@ func TestNative(t *testing.T) {
 	server := m.serve()
 	defer server.Close()
 	for _, pod := range pods.Items {
-		output := m.get("http://" + pod.Status.PodIP + ":8080/get?url=http://" + outsideAddress + ":8080/")
+		output := m.get("http://" + pod.Status.PodIP + ":8080/get?url=http://" + gvisor.OutsideAddress + ":8080/")
 		// The server outside sees the node's address, not the pod's.
-		if output != strings.TrimSuffix(address, "/24") {
+		if output != gvisor.Address {
 			t.Errorf("to the outside the pod %s is %q", pod.Name, output)
 		}
 	}
@@ -190,8 +120,11 @@ func TestNative(t *testing.T) {
 // serve answers outside with the address that a client has.
 func (m *machine) serve() *http.Server {
 	m.t.Helper()
-	listener, err := listen(m.outside, outsideAddress+":8080")
-	m.must(err)
+	var listener net.Listener
+	m.must(gvisor.Within(m.outside, func() (err error) {
+		listener, err = net.Listen("tcp", gvisor.OutsideAddress+":8080")
+		return err
+	}))
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host, _, _ := net.SplitHostPort(r.RemoteAddr)
 		fmt.Fprint(w, host)
@@ -205,7 +138,7 @@ func (m *machine) get(url string) string {
 	m.t.Helper()
 	client := http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
-			err = within(m.inside, func() (err error) {
+			err = gvisor.Within(m.inside, func() (err error) {
 				conn, err = new(net.Dialer).DialContext(ctx, network, address)
 				return err
 			})
