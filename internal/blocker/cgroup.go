@@ -57,11 +57,11 @@ var cgroupFiles = Blocker{
 
 var memoryLimits = Blocker{
 	ID:      "memory-limits",
-	Title:   "memory limits that nobody enforces",
+	Title:   "memory limits are not enforced",
 	Symptom: "…uses more memory than its limit, and is not killed",
 	Source:  "gVisor pkg/sentry/fsimpl/cgroupfs/memory.go; gvisor#13777",
 	Remedy:  Warning,
-	Action:  "nothing: a pod may use more memory than its limit, up to what the sandbox has",
+	Action:  "a pod may use more than its limit, up to what the sandbox has",
 	Check: func(ctx context.Context, _ *Host) (Answer, string) {
 		return seen(probe.MemoryLimit(ctx), "a process that used more than its cgroup allows was killed")
 	},

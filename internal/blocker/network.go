@@ -84,7 +84,7 @@ var services = Blocker{
 	Symptom: "…not supported",
 	Source:  "k8s.io/kubernetes pkg/proxy; gVisor pkg/sentry/socket/netfilter has legacy tables with a few matches, and no nf_tables that kube-proxy could use",
 	Remedy:  Warning,
-	Action:  "nothing yet: a cluster on this node has no Services",
+	Action:  "Services get names and addresses, and nobody answers at these yet",
 	Check: func(ctx context.Context, _ *Host) (Answer, string) {
 		nft := probe.Nftables(ctx)
 		switch {

@@ -1,12 +1,16 @@
 package cluster
 
 import (
+	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
+	"k3s9p/internal/blocker"
+	"k3s9p/internal/node"
 	"k3s9p/test/gvisor"
 )
 
@@ -45,8 +49,10 @@ func TestCluster(t *testing.T) {
 	c := Start(t, gvisor.Options{})
 	c.Up()
 	t.Run("the node is Ready", func(t *testing.T) {
-		if output := c.Kubectl("get", "nodes", "--no-headers"); !strings.Contains(output, " Ready ") {
+		if output := c.Kubectl("get", "nodes"); !strings.Contains(output, " Ready ") {
 			t.Errorf("kubectl get nodes says %s", output)
+		} else {
+			t.Log("\n" + output)
 		}
 	})
 	c.Kubectl("create", "configmap", "settings", "--from-literal=colour=red")
@@ -103,4 +109,41 @@ func TestCluster(t *testing.T) {
 		c.Kubectl("rollout", "restart", "deployment/web")
 		c.Kubectl("rollout", "status", "deployment/web", "--timeout=60s")
 	})
+}
+
+// The same program in sandboxes of other kinds: what is different is decided by
+// probes.
+func TestOtherSandboxes(t *testing.T) {
+	for _, s := range []struct {
+		name    string
+		options gvisor.Options
+		blocker string // that is found in this one
+		tmpfs   bool   // images are kept in memory
+	}{
+		{"overlay root", gvisor.Options{Root: gvisor.OverlayRoot}, "overlayfs", true},
+		{"no cgroups mounted", gvisor.Options{NoCgroups: true}, "cgroup-mounts", false},
+	} {
+		t.Run(s.name, func(t *testing.T) {
+			c := Start(t, s.options)
+			c.Up()
+			var state node.State
+			status, err := c.K3s9p("status", "-o", "json")
+			if err == nil {
+				err = json.Unmarshal([]byte(status), &state)
+			}
+			found := slices.ContainsFunc(state.Findings, func(f blocker.Finding) bool { return f.ID == s.blocker && f.Answer == blocker.Found })
+			if err != nil || !found || state.Tmpfs != s.tmpfs {
+				t.Errorf("status: %v\n%s", err, status)
+			}
+			c.Kubectl("create", "configmap", "settings", "--from-literal=colour=red")
+			c.Apply("web", deployment)
+			c.Kubectl("rollout", "status", "deployment/web", "--timeout=60s")
+			if pods := c.pods(); len(pods) != 3 {
+				t.Errorf("%d pods run", len(pods))
+			}
+			if output, err := c.K3s9p("down", "--purge"); err != nil {
+				t.Errorf("k3s9p down --purge: %v\n%s", err, output)
+			}
+		})
+	}
 }

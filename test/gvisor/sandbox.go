@@ -20,6 +20,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -63,6 +64,9 @@ type Options struct {
 	// DiskGiB, if not 0, puts the root on a disk of that size of its own, of which
 	// AvailableMiB are left when the sandbox starts.
 	DiskGiB, AvailableMiB int
+	// NoCgroups leaves /sys/fs/cgroup an empty directory, as it is where the OCI
+	// specification asks for no mount there.
+	NoCgroups bool
 }
 
 // Sandbox is a running gVisor sandbox.
@@ -88,7 +92,7 @@ func Start(t *testing.T, options Options) *Sandbox {
 	t.Cleanup(s.stop)
 	s.must(s.makeRoot(options))
 	s.must(makeNetwork(s.dir))
-	s.writeConfig()
+	s.writeConfig(options)
 	s.boot()
 	return s
 }
@@ -146,7 +150,7 @@ func (s *Sandbox) put(path, from string) error {
 }
 
 // writeConfig writes the OCI bundle (runtime-spec, config.md).
-func (s *Sandbox) writeConfig() {
+func (s *Sandbox) writeConfig(options Options) {
 	s.t.Helper()
 	all := capabilities()
 	spec := specs.Spec{
@@ -168,6 +172,9 @@ func (s *Sandbox) writeConfig() {
 			{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
 			{Type: specs.NetworkNamespace, Path: s.namespace("inside")},
 		}},
+	}
+	if options.NoCgroups {
+		spec.Mounts = slices.DeleteFunc(spec.Mounts, func(m specs.Mount) bool { return m.Type == "cgroup" })
 	}
 	data, err := json.Marshal(spec)
 	s.must(err)
