@@ -48,7 +48,8 @@ func (b *Builder) Reproducible(ctx context.Context, distro string, cold bool) er
 }
 
 // Interrupted kills builds with SIGKILL at random moments, runs each again, and
-// compares the SHA256SUMS with those of a build that nobody disturbed.
+// compares the SHA256SUMS with those of a build that nobody disturbed. Then it does
+// the same to test:sandbox.
 func (b *Builder) Interrupted(ctx context.Context, distro string, times int) error {
 	if times < 1 {
 		return fmt.Errorf("-times=%d: it has to be 1 or more", times)
@@ -59,7 +60,7 @@ func (b *Builder) Interrupted(ctx context.Context, distro string, times int) err
 	}
 	defer remove()
 	start := time.Now()
-	if _, err := twin.child(ctx, distro, 0); err != nil {
+	if _, err := twin.child(ctx, distro, 0, "build"); err != nil {
 		return err
 	}
 	whole := time.Since(start)
@@ -71,7 +72,7 @@ func (b *Builder) Interrupted(ctx context.Context, distro string, times int) err
 		step := b.UI.Step("kill %d of %d, then build again", i+1, times)
 		after, err := twin.killOne(ctx, distro, &whole)
 		if err == nil {
-			_, err = twin.child(ctx, distro, 0)
+			_, err = twin.child(ctx, distro, 0, "build")
 		}
 		var got []byte
 		if err == nil {
@@ -89,7 +90,7 @@ func (b *Builder) Interrupted(ctx context.Context, distro string, times int) err
 		step.Done("killed after %s of %s, same SHA256SUMS", progress.Elapsed(after), progress.Elapsed(whole))
 	}
 	fmt.Printf("interrupted: %d killed builds, each followed by one that gave the same %d files\n", times, bytes.Count(want, []byte("\n")))
-	return nil
+	return twin.interruptedSandbox(ctx, distro, times, want)
 }
 
 // killOne starts a build with nothing in .work/ and dist/ and kills it at a random
@@ -103,7 +104,7 @@ func (b *Builder) killOne(ctx context.Context, distro string, whole *time.Durati
 			}
 		}
 		after, start := rand.N(*whole), time.Now()
-		killed, err := b.child(ctx, distro, after)
+		killed, err := b.child(ctx, distro, after, "build")
 		if err != nil || killed {
 			return after, err
 		}
@@ -111,15 +112,14 @@ func (b *Builder) killOne(ctx context.Context, distro string, whole *time.Durati
 	}
 }
 
-// child runs this program's target build in the twin, and kills it after a time
-// that is not 0; it reports whether it did. What it started ends with it or soon
-// after.
-func (b *Builder) child(ctx context.Context, distro string, kill time.Duration) (bool, error) {
+// child runs targets of this program in the twin, and kills it after a time that is
+// not 0; it reports whether it did. What it started ends with it or soon after.
+func (b *Builder) child(ctx context.Context, distro string, kill time.Duration, targets ...string) (bool, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return false, err
 	}
-	cmd := exec.CommandContext(ctx, self, "build")
+	cmd := exec.CommandContext(ctx, self, targets...)
 	cmd.Dir = b.Root
 	cmd.Env = append(os.Environ(), "DISTRO="+distro)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -138,7 +138,7 @@ func (b *Builder) child(ctx context.Context, distro string, kill time.Duration) 
 		return true, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("mage build in %s: %w\n%s", b.Root, err, output.String())
+		return false, fmt.Errorf("mage %s in %s: %w\n%s", strings.Join(targets, " "), b.Root, err, output.String())
 	}
 	return false, nil
 }

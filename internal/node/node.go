@@ -141,7 +141,9 @@ func (n *Node) unpack(context.Context) (string, error) {
 		if err := n.enoughSpace(); err != nil {
 			return "", err
 		}
-		if err := b.Unpack(n.bundle); err != nil {
+		if err := b.Unpack(n.bundle); errors.Is(err, bundle.ErrDamaged) {
+			return "", hint.Add(err, "copy the file again: it is not what was built")
+		} else if err != nil {
 			return "", err
 		}
 		result = progress.Size(sizeOf(n.build))

@@ -39,6 +39,7 @@ func (p Paths) KubectlCache() string { return p.at("cache", "kubectl") }
 // What is made anew at each start.
 func (p Paths) run(elem ...string) string { return p.at(append([]string{"run"}, elem...)...) }
 func (p Paths) etc(elem ...string) string { return p.at(append([]string{"run", "etc"}, elem...)...) }
+func (p Paths) temporary() string         { return p.run("tmp") }
 func (p Paths) state() string             { return p.run("state.json") }
 func (p Paths) datastore() string         { return p.run("kine.sock") }
 

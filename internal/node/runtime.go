@@ -157,10 +157,11 @@ var proxyVariables = []string{"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROX
 
 // environment is that of a program of the node.
 func (n *Node) environment() []string {
-	env := []string{"PATH=" + filepath.Join(n.bundle, "bin") + ":" + searchPath()}
+	// What a killed program leaves in its temporary directory goes with the node.
+	env := []string{"PATH=" + filepath.Join(n.bundle, "bin") + ":" + searchPath(), "TMPDIR=" + n.paths.temporary()}
 	for _, entry := range os.Environ() {
 		name, _, _ := strings.Cut(entry, "=")
-		if name != "PATH" && name != "NOTIFY_SOCKET" && !slices.Contains(proxyVariables, strings.ToUpper(name)) {
+		if !slices.Contains([]string{"PATH", "TMPDIR", "NOTIFY_SOCKET"}, name) && !slices.Contains(proxyVariables, strings.ToUpper(name)) {
 			env = append(env, entry)
 		}
 	}

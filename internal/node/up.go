@@ -207,6 +207,9 @@ func run(ctx context.Context, o order, tell func(report)) (err error) {
 	if err := n.cluster.save(p); err != nil {
 		return err
 	}
+	if err := os.MkdirAll(p.temporary(), 0o700); err != nil {
+		return err
+	}
 	n.enter(Starting)
 	limited, cancel := context.WithTimeoutCause(ctx, o.Options.Wait, fmt.Errorf("the node was not Ready within --wait %v", o.Options.Wait))
 	err = n.up(limited)
