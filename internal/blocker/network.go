@@ -54,13 +54,9 @@ var masquerade = Blocker{
 	Symptom: "failed to set up masquerade",
 	Source:  "containernetworking/plugins pkg/ip/ipmasq_linux.go; gVisor pkg/sentry/socket/netfilter has neither the target MASQUERADE nor the match comment",
 	Remedy:  Setting,
-	Action:  "the pod network gets ipMasq: false: pods reach each other and the node, and nothing outside of it",
+	Action:  "the pod network gets ipMasq: false; TCP leaves the node by a proxy in userspace, UDP with the address of the uplink",
 	Check: func(ctx context.Context, _ *Host) (Answer, string) {
-		err := probe.Iptables(ctx, `-t nat -A POSTROUTING -m comment --comment probe -j MASQUERADE`)
-		if errors.Is(err, probe.ErrNoIptables) {
-			return seen(err, "")
-		}
-		return seen(err, "iptables took a rule with MASQUERADE and a comment")
+		return seen(probe.Masquerade(ctx), "the kernel took a rule with MASQUERADE")
 	},
 	Fix: func(h *Host) error {
 		h.Settings.Network.Masquerade = false
@@ -83,8 +79,8 @@ var services = Blocker{
 	Title:   "no netfilter that kube-proxy could use",
 	Symptom: "…not supported",
 	Source:  "k8s.io/kubernetes pkg/proxy; gVisor pkg/sentry/socket/netfilter has legacy tables with a few matches, and no nf_tables that kube-proxy could use",
-	Remedy:  Warning,
-	Action:  "Services get names and addresses, and nobody answers at these yet",
+	Remedy:  Node,
+	Action:  "a proxy in userspace serves Services: pods see the node's address instead of the client's, and NetworkPolicies are not enforced",
 	Check: func(ctx context.Context, _ *Host) (Answer, string) {
 		nft := probe.Nftables(ctx)
 		switch {

@@ -102,6 +102,46 @@ func answered(err error, code int) bool {
 	return errors.As(err, &failed) && failed.code == code
 }
 
+// watch calls changed when something in a collection changes, and each time when it
+// may have missed that, until ctx ends.
+func (c *client) watch(ctx context.Context, collection string, changed func()) {
+	for ctx.Err() == nil {
+		changed()
+		_ = c.watchOnce(ctx, collection, changed) // the apiserver ends a watch now and then
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func (c *client) watchOnce(ctx context.Context, collection string, changed func()) error {
+	// Without a version the answer begins with all that is there.
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, c.server+collection+"?watch=true", nil)
+	if err != nil {
+		return err
+	}
+	patient := &http.Client{Transport: c.http.Transport} // without a limit of time
+	response, err := patient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return &statusError{http.MethodGet, collection, response.StatusCode, ""}
+	}
+	decoder := json.NewDecoder(response.Body)
+	for {
+		var event struct {
+			Type string `json:"type"`
+		}
+		if err := decoder.Decode(&event); err != nil {
+			return err
+		}
+		changed()
+	}
+}
+
 // statusError is an answer that is not a success.
 type statusError struct {
 	method, path string

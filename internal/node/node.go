@@ -39,6 +39,7 @@ type Node struct {
 	client     *client
 	started    time.Time // the kubelet
 	egress     egress
+	services   *services
 	imported   map[string]string // image archives, with their stamps
 	log        *slog.Logger
 	progress   *progress.Printer
@@ -80,7 +81,7 @@ func (n *Node) up(ctx context.Context) error {
 		{"make certificates", plain(n.certificates)},
 		{"start the control plane", plain(n.datastore, n.apiserver, n.roles, n.controllers)},
 		{"wait for the container runtime", func(context.Context) (string, error) { return "", runtime.Wait() }},
-		{"start the kubelet and DNS", plain(n.kubelet, n.dns)},
+		{"start the kubelet, DNS and Services", plain(n.kubelet, n.dns, n.openServices)},
 		{"wait until the node is Ready", plain(n.ready)},
 	} {
 		shown := n.progress.Step("%s", s.title)
@@ -268,6 +269,7 @@ func (n *Node) down() error {
 		cancel()
 	}
 	n.supervisor.StopAll()
+	n.closeServices()
 	n.closeEgress()
 	return clean(n.paths)
 }

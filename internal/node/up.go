@@ -230,6 +230,7 @@ func run(ctx context.Context, o order, tell func(report)) (err error) {
 		detach(n.paths.supervisorLog())
 	}
 	go n.watchImages(ctx)
+	go n.followServices(ctx)
 	<-ctx.Done()
 	n.enter(Stopping)
 	n.log.Info("stopping the node")

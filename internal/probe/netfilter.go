@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os/exec"
 	"strings"
 
 	"github.com/google/nftables"
+
+	"k3s9p/internal/nat"
 )
 
 // ErrNoIptables says that there is no program to make rules with.
@@ -55,6 +58,23 @@ func nftablesTable() error {
 		return fmt.Errorf("add a table to nf_tables: %w", err)
 	}
 	return nil
+}
+
+// Masquerade gives the kernel a rule with the target MASQUERADE, in a network
+// namespace of its own. No program is needed: the node writes its rules so as well.
+func Masquerade(ctx context.Context) error { return inNetwork(ctx, "masquerade") }
+
+func masqueradeRule() error {
+	rules := []nat.Rule{{Chain: nat.Postrouting, Source: netip.MustParsePrefix("192.0.2.0/24"), Target: nat.Masquerade()}}
+	var failures error
+	for _, backend := range nat.Backends() {
+		err := backend.Apply(rules)
+		if err == nil {
+			return nil
+		}
+		failures = errors.Join(failures, err)
+	}
+	return failures
 }
 
 func oneLine(output []byte) string { return strings.Join(strings.Fields(string(output)), " ") }

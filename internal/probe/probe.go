@@ -56,6 +56,7 @@ var children = map[string]func(args []string) error{
 	"overlay-tmpfs":    func(args []string) error { return overlayOnTmpfs(args[0]) },
 	"fuse-overlay":     func(args []string) error { return fuseOverlay(args[0]) },
 	"iptables":         func(args []string) error { return addRule(args[0], args[1]) },
+	"masquerade":       func([]string) error { return masqueradeRule() },
 	"nftables":         func([]string) error { return nftablesTable() },
 	"bridge":           func([]string) error { return bridge() },
 	"hairpin":          func([]string) error { return hairpinOption() },

@@ -26,7 +26,11 @@ spec:
     spec:
       terminationGracePeriodSeconds: 1
       containers:
-      - {name: web, image: "k3s9p.local/web:1", imagePullPolicy: Never, volumeMounts: [{name: settings, mountPath: /settings}]}
+      - name: web
+        image: k3s9p.local/web:1
+        imagePullPolicy: Never
+        volumeMounts: [{name: settings, mountPath: /settings}]
+        readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
       volumes: [{name: settings, configMap: {name: settings}}]
 `
 
@@ -96,6 +100,7 @@ func TestCluster(t *testing.T) {
 			t.Errorf("kubernetes.default is %q, %v", answer, err)
 		}
 	})
+	t.Run("Services", func(t *testing.T) { c.services(t, pods) })
 	t.Run("a Job ends", func(t *testing.T) {
 		c.Kubectl("create", "job", "once", "--image=k3s9p.local/web:1", "--", "/web", "once")
 		c.Kubectl("wait", "--for=condition=complete", "job/once", "--timeout=60s")

@@ -79,7 +79,8 @@ func (m *machine) must(err error) {
 
 const deployment = `{"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": {
   "replicas": 3, "selector": {"matchLabels": {"app": "web"}}, "template": {"metadata": {"labels": {"app": "web"}},
-  "spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "web", "image": "k3s9p.local/web:1", "imagePullPolicy": "Never"}]}}}}`
+  "spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "web", "image": "k3s9p.local/web:1", "imagePullPolicy": "Never",
+  "readinessProbe": {"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1}}]}}}}`
 
 func TestNative(t *testing.T) {
 	m := start(t)

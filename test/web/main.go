@@ -133,7 +133,8 @@ func serve(address string) {
 }
 
 func get(w http.ResponseWriter, r *http.Request) {
-	client := http.Client{Timeout: 5 * time.Second}
+	// Each request is a connection of its own, as another client's.
+	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	response, err := client.Get(r.FormValue("url"))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadGateway)

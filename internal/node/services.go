@@ -1,0 +1,180 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"k3s9p/internal/svcproxy"
+)
+
+// What the ports of the cluster are made of.
+const (
+	servicesPath = "/api/v1/services"
+	slicesPath   = "/apis/discovery.k8s.io/v1/endpointslices"
+	podsPath     = "/api/v1/pods"
+)
+
+// services serves Services and hostPorts in userspace. The addresses of Services
+// are on the bridge, which goes with the node.
+type services struct {
+	table   *svcproxy.Table
+	mu      sync.Mutex
+	added   map[netip.Addr]bool // addresses that are on the bridge for Services
+	problem string              // the last one that was logged
+}
+
+// openServices brings the ports to what the cluster has now: the apiserver's
+// Service is one of them.
+func (n *Node) openServices(ctx context.Context) error {
+	n.services = &services{added: make(map[netip.Addr]bool)}
+	n.services.table = svcproxy.NewTable(localAddresses, svcproxy.Options{Log: n.log})
+	err := n.syncServices(ctx)
+	if n.services.table.Len() == 0 {
+		return errors.Join(errors.New("the Service of the apiserver is not served"), err)
+	}
+	return nil
+}
+
+// followServices keeps the ports as the cluster has them, until ctx ends.
+func (n *Node) followServices(ctx context.Context) {
+	changed := make(chan struct{}, 1)
+	notice := func() {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	}
+	for _, path := range []string{servicesPath, slicesPath, podsPath} {
+		go n.client.watch(ctx, path, notice)
+	}
+	// A port that was in use may be free by now.
+	again := time.NewTicker(30 * time.Second)
+	defer again.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		case <-again.C:
+		}
+		if err := n.syncServices(ctx); err != nil && ctx.Err() == nil {
+			if text := err.Error(); text != n.services.problem {
+				n.log.Warn("some ports of the cluster are not served", "error", err)
+				n.services.problem = text
+			}
+		} else {
+			n.services.problem = ""
+		}
+		select { // what changes together is done together
+		case <-ctx.Done():
+			return
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// syncServices reads the cluster and changes the listeners.
+func (n *Node) syncServices(ctx context.Context) error {
+	var all corev1.ServiceList
+	var endpointSlices discoveryv1.EndpointSliceList
+	var pods corev1.PodList
+	for path, list := range map[string]any{servicesPath: &all, slicesPath: &endpointSlices, podsPath: &pods} {
+		if err := n.client.get(ctx, path, list); err != nil {
+			return err
+		}
+	}
+	ports := svcproxy.PortsOf(all.Items, endpointSlices.Items)
+	// CoreDNS listens at its own address.
+	ports = slices.DeleteFunc(ports, func(p svcproxy.Port) bool { return slices.Contains(p.Addresses, n.cluster.DNS()) })
+	addresses := make(map[netip.Addr]bool)
+	for _, port := range ports {
+		for _, address := range port.Addresses {
+			addresses[address] = true
+		}
+	}
+	addErr := n.services.add(addresses)
+	err := n.services.table.Apply(append(ports, svcproxy.HostPortsOf(pods.Items)...))
+	return errors.Join(addErr, err, n.services.remove(addresses))
+}
+
+// add puts addresses on the bridge, so that what is sent to them arrives here.
+func (s *services) add(addresses map[netip.Addr]bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	own := localAddresses()
+	var failures error
+	for address := range addresses {
+		if s.added[address] || slices.Contains(own, address) {
+			continue
+		}
+		if err := changeAddress(address, netlink.AddrAdd); err != nil {
+			failures = errors.Join(failures, fmt.Errorf("add the address %s of a Service to %s: %w", address, Bridge, err))
+			continue
+		}
+		s.added[address] = true
+	}
+	return failures
+}
+
+// remove takes those away again that no Service has any more.
+func (s *services) remove(wanted map[netip.Addr]bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var failures error
+	for address := range maps.Clone(s.added) {
+		if wanted[address] {
+			continue
+		}
+		if err := changeAddress(address, netlink.AddrDel); err != nil {
+			failures = errors.Join(failures, fmt.Errorf("remove the address %s from %s: %w", address, Bridge, err))
+			continue
+		}
+		delete(s.added, address)
+	}
+	return failures
+}
+
+func changeAddress(address netip.Addr, change func(netlink.Link, *netlink.Addr) error) error {
+	link, err := netlink.LinkByName(Bridge)
+	if err != nil {
+		return err
+	}
+	return change(link, &netlink.Addr{IPNet: netlink.NewIPNet(address.AsSlice())})
+}
+
+// localAddresses are those of the node.
+func localAddresses() []netip.Addr {
+	list, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		return nil
+	}
+	var addresses []netip.Addr
+	for _, a := range list {
+		if address, ok := netip.AddrFromSlice(a.IP.To4()); ok {
+			addresses = append(addresses, address)
+		}
+	}
+	return addresses
+}
+
+// closeServices ends the listeners; connections that are open get a moment.
+func (n *Node) closeServices() {
+	if n.services == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if err := n.services.table.Close(ctx); err != nil {
+		n.log.Info("connections to Services were cut", "error", err)
+	}
+}

@@ -1,0 +1,243 @@
+package svcproxy
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"sigs.k8s.io/yaml"
+)
+
+func parse[T any](t *testing.T, text string) T {
+	t.Helper()
+	var v T
+	if err := yaml.UnmarshalStrict([]byte(text), &v); err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// texts are the ports in short.
+func texts(ports []Port) []string {
+	var all []string
+	for _, p := range ports {
+		text := p.Name + " " + string(p.Protocol)
+		for _, a := range p.Addresses {
+			text += " " + a.String()
+		}
+		text += " " + netip.AddrPortFrom(netip.IPv4Unspecified(), p.Port).String()[len("0.0.0.0"):] + " →"
+		for _, e := range p.Endpoints {
+			text += " " + e.String()
+		}
+		if p.Affinity > 0 {
+			text += " for " + p.Affinity.String()
+		}
+		all = append(all, text)
+	}
+	return all
+}
+
+const someServices = `
+- metadata: {namespace: default, name: web}
+  spec: {clusterIP: 10.43.0.20, externalIPs: [192.0.2.9], ports: [{name: http, port: 80, nodePort: 30080}, {name: dns, port: 53, protocol: UDP}]}
+- metadata: {namespace: default, name: sticky}
+  spec: {clusterIP: 10.43.0.21, sessionAffinity: ClientIP, ports: [{port: 80}]}
+- metadata: {namespace: default, name: headless}
+  spec: {clusterIP: None, ports: [{port: 80}]}
+- metadata: {namespace: default, name: elsewhere}
+  spec: {type: ExternalName, externalName: example.com}
+- metadata: {namespace: other, name: web}
+  spec: {clusterIP: 10.43.0.22, ports: [{name: http, port: 80}]}
+- metadata: {namespace: default, name: ending}
+  spec: {clusterIP: 10.43.0.23, ports: [{port: 80}]}
+`
+
+const someSlices = `
+- metadata: {namespace: default, name: web-1, labels: {kubernetes.io/service-name: web}}
+  addressType: IPv4
+  ports: [{name: http, port: 8080, protocol: TCP}, {name: dns, port: 5353, protocol: UDP}]
+  endpoints:
+  - {addresses: [10.42.0.3], conditions: {ready: true}}
+  - {addresses: [10.42.0.2]}
+  - {addresses: [10.42.0.4], conditions: {ready: false}}
+  - {addresses: [10.42.0.5], conditions: {ready: false, serving: true, terminating: true}}
+- metadata: {namespace: default, name: web-6, labels: {kubernetes.io/service-name: web}}
+  addressType: IPv6
+  ports: [{name: http, port: 8080}]
+  endpoints: [{addresses: ["fd00::2"]}]
+- metadata: {namespace: default, name: sticky-1, labels: {kubernetes.io/service-name: sticky}}
+  addressType: IPv4
+  ports: [{name: "", port: 8080}]
+  endpoints: [{addresses: [10.42.0.2]}]
+- metadata: {namespace: default, name: ending-1, labels: {kubernetes.io/service-name: ending}}
+  addressType: IPv4
+  ports: [{port: 8080}]
+  endpoints:
+  - {addresses: [10.42.0.6], conditions: {ready: false, serving: true, terminating: true}}
+  - {addresses: [10.42.0.7], conditions: {ready: false, serving: false, terminating: true}}
+`
+
+func TestPortsOfServices(t *testing.T) {
+	got := texts(PortsOf(parse[[]corev1.Service](t, someServices), parse[[]discoveryv1.EndpointSlice](t, someSlices)))
+	want := []string{
+		"default/web:http TCP 10.43.0.20 192.0.2.9 :80 → 10.42.0.2:8080 10.42.0.3:8080",
+		"default/web:http TCP :30080 → 10.42.0.2:8080 10.42.0.3:8080",
+		"default/web:dns UDP 10.43.0.20 192.0.2.9 :53 → 10.42.0.2:5353 10.42.0.3:5353",
+		"default/sticky: TCP 10.43.0.21 :80 → 10.42.0.2:8080 for 3h0m0s",
+		"other/web:http TCP 10.43.0.22 :80 →",
+		"default/ending: TCP 10.43.0.23 :80 → 10.42.0.6:8080",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestHostPorts(t *testing.T) {
+	pods := parse[[]corev1.Pod](t, `
+- metadata: {namespace: default, name: a}
+  spec: {containers: [{name: c, ports: [{containerPort: 8080, hostPort: 80, name: http}, {containerPort: 9090}, {containerPort: 53, hostPort: 53, hostIP: 127.0.0.1, protocol: UDP}]}]}
+  status: {podIP: 10.42.0.2, phase: Running}
+- metadata: {namespace: default, name: host}
+  spec: {hostNetwork: true, containers: [{name: c, ports: [{containerPort: 8081, hostPort: 8081}]}]}
+  status: {podIP: 10.42.0.1, phase: Running}
+- metadata: {namespace: default, name: ended}
+  spec: {containers: [{name: c, ports: [{containerPort: 8080, hostPort: 81}]}]}
+  status: {podIP: 10.42.0.3, phase: Succeeded}
+- metadata: {namespace: default, name: pending}
+  spec: {containers: [{name: c, ports: [{containerPort: 8080, hostPort: 82}]}]}
+`)
+	want := []string{"default/a:http TCP :80 → 10.42.0.2:8080", "default/a: UDP 127.0.0.1 :53 → 10.42.0.2:53"}
+	if diff := cmp.Diff(want, texts(HostPortsOf(pods))); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// named is a TCP server on loopback that says its name.
+func named(t *testing.T, name string) netip.AddrPort {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(conn, name)
+			conn.Close()
+		}
+	}()
+	return listener.Addr().(*net.TCPAddr).AddrPort()
+}
+
+func hear(t *testing.T, address netip.AddrPort) string {
+	t.Helper()
+	conn, err := net.DialTimeout("tcp", address.String(), 5*time.Second)
+	if err != nil {
+		return err.Error()
+	}
+	defer conn.Close()
+	data, err := io.ReadAll(conn)
+	if err != nil {
+		return err.Error()
+	}
+	return string(data)
+}
+
+// free is an address on loopback where nobody listens.
+func free(t *testing.T) netip.AddrPort {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	return listener.Addr().(*net.TCPAddr).AddrPort()
+}
+
+func TestTable(t *testing.T) {
+	table := NewTable(nil, Options{})
+	defer table.Close(context.Background())
+	a, b, dead, at := named(t, "a"), named(t, "b"), free(t), free(t)
+	port := Port{Name: "default/web:", Protocol: corev1.ProtocolTCP, Addresses: []netip.Addr{at.Addr()}, Port: at.Port(), Endpoints: []netip.AddrPort{a, b}}
+	apply := func(ports ...Port) {
+		t.Helper()
+		if err := table.Apply(ports); err != nil {
+			t.Fatal(err)
+		}
+	}
+	apply(port)
+	heard := []string{hear(t, at), hear(t, at), hear(t, at), hear(t, at)}
+	slices.Sort(heard)
+	if got := strings.Join(heard, ""); got != "aabb" {
+		t.Errorf("two endpoints were asked as %q", got)
+	}
+	port.Endpoints = []netip.AddrPort{dead, b}
+	apply(port)
+	for range 3 {
+		if got := hear(t, at); got != "b" {
+			t.Errorf("with one endpoint that refuses the answer is %q", got)
+		}
+	}
+	port.Endpoints, port.Affinity = []netip.AddrPort{a, b}, time.Minute
+	apply(port)
+	first := hear(t, at)
+	for range 3 {
+		if got := hear(t, at); got != first {
+			t.Errorf("a client with affinity got %q after %q", got, first)
+		}
+	}
+	port.Endpoints = nil
+	apply(port)
+	if got := hear(t, at); !strings.Contains(got, "reset") {
+		t.Errorf("without endpoints the answer is %q", got)
+	}
+	apply()
+	got := ""
+	for deadline := time.Now().Add(5 * time.Second); !strings.Contains(got, "refused") && time.Now().Before(deadline); {
+		got = hear(t, at)
+	}
+	if !strings.Contains(got, "refused") || table.Len() != 0 {
+		t.Errorf("a port that is gone answers %q, and %d listeners are left", got, table.Len())
+	}
+}
+
+func TestTwoPortsAtOnePlaceAreNamed(t *testing.T) {
+	table := NewTable(nil, Options{})
+	defer table.Close(context.Background())
+	at, a := free(t), named(t, "a")
+	port := Port{Name: "default/first:", Protocol: corev1.ProtocolTCP, Addresses: []netip.Addr{at.Addr()}, Port: at.Port(), Endpoints: []netip.AddrPort{a}}
+	other := port
+	other.Name = "default/second:"
+	if err := table.Apply([]Port{port, other}); err == nil || !strings.Contains(err.Error(), "default/second:") || !strings.Contains(err.Error(), "default/first:") {
+		t.Errorf("the error is %v", err)
+	}
+	if got := hear(t, at); got != "a" {
+		t.Errorf("the first one answers %q", got)
+	}
+}
+
+func TestAffinityRemembersSoManyClients(t *testing.T) {
+	e := &endpoints{list: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:80")}, affinity: time.Hour}
+	address := netip.MustParseAddr("10.0.0.0")
+	for range 2 * maxClients {
+		address = address.Next()
+		if _, err := e.choose(Flow{Client: netip.AddrPortFrom(address, 1)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(e.clients) > maxClients {
+		t.Errorf("%d clients are remembered", len(e.clients))
+	}
+}

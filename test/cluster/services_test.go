@@ -1,0 +1,115 @@
+package cluster
+
+import (
+	"fmt"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"k3s9p/test/gvisor"
+)
+
+const someServices = `
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  type: NodePort
+  selector: {app: web}
+  ports: [{port: 8080, nodePort: 30080}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: headless}
+spec: {clusterIP: None, selector: {app: web}, ports: [{port: 8080}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: at-host-port}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{name: web, image: "k3s9p.local/web:1", imagePullPolicy: Never, ports: [{containerPort: 8080, hostPort: 8088}]}]
+`
+
+// services asks for Services by name and by address, from pods, from the node and
+// from outside.
+func (c *Cluster) services(t *testing.T, pods []corev1.Pod) {
+	c.Apply("services", someServices)
+	var service corev1.Service
+	c.Get(&service, "service", "web")
+	names := make(map[string]bool)
+	for _, pod := range pods {
+		names[pod.Name] = true
+	}
+	for _, way := range []struct{ from, address string }{
+		{"node", service.Spec.ClusterIP + ":8080"},
+		{"pod", service.Spec.ClusterIP + ":8080"},
+		{"pod", "web:8080"},
+		{"pod", "web.default.svc.cluster.local:8080"},
+		{"node", "127.0.0.1:30080"},
+		{"outside", gvisor.Address + ":30080"},
+		{"pod", gvisor.Address + ":30080"},
+	} {
+		t.Run("from "+way.from+" to "+way.address, func(t *testing.T) {
+			answers := make(map[string]int)
+			for range 2 * len(pods) {
+				answers[c.askFrom(way.from, pods[0], way.address)]++
+			}
+			for answer := range answers {
+				if !names[answer] {
+					t.Errorf("it answers %q", answer)
+				}
+			}
+			if len(answers) != len(pods) {
+				t.Errorf("of %d endpoints %d answered: %v", len(pods), len(answers), answers)
+			}
+		})
+	}
+	t.Run("kubernetes.default from a pod", func(t *testing.T) {
+		answer, err := c.HTTP(pods[0].Status.PodIP, "/get?url="+url.QueryEscape("https://kubernetes.default/version"))
+		if err == nil || !strings.Contains(answer, "certificate") { // the apiserver's, which the pod does not know
+			t.Errorf("the apiserver answers %q, %v", answer, err)
+		}
+	})
+	t.Run("a headless Service has the addresses of pods", func(t *testing.T) {
+		answer, err := c.HTTP(pods[0].Status.PodIP, "/lookup?name=headless")
+		if err != nil || len(strings.Fields(answer)) != len(pods) || !strings.Contains(answer, pods[1].Status.PodIP) {
+			t.Errorf("it has %q, %v", answer, err)
+		}
+	})
+	t.Run("a hostPort", func(t *testing.T) {
+		c.Kubectl("wait", "--for=condition=ready", "pod/at-host-port", "--timeout=60s")
+		c.Await("the pod at the node's port", 30*time.Second, func() bool { return c.askFrom("outside", pods[0], gvisor.Address+":8088") == "at-host-port" })
+		c.Kubectl("delete", "pod", "at-host-port", "--now")
+	})
+	t.Run("a Service that is deleted is gone", func(t *testing.T) {
+		c.Kubectl("delete", "service", "web", "headless")
+		c.Await("the end of the Service", 30*time.Second, func() bool {
+			return strings.Contains(c.askFrom("node", pods[0], "127.0.0.1:30080"), "refused") && !strings.Contains(c.Must("ip", "address"), service.Spec.ClusterIP)
+		})
+	})
+}
+
+// askFrom returns what a web server answers, or the error.
+func (c *Cluster) askFrom(from string, pod corev1.Pod, address string) string {
+	var answer string
+	var err error
+	switch from {
+	case "node":
+		answer, err = c.Try(time.Minute, "inside", "http", "GET", "http://"+address+"/")
+	case "pod":
+		answer, err = c.HTTP(pod.Status.PodIP, "/get?url="+url.QueryEscape("http://"+address+"/"))
+	case "outside":
+		err = c.Outside(func() (err error) {
+			answer, err = get("http://" + address + "/")
+			return err
+		})
+	}
+	if err != nil {
+		return fmt.Sprint(err, answer)
+	}
+	return answer
+}
