@@ -142,7 +142,7 @@ func (n *Node) watchImages(ctx context.Context) {
 				continue
 			}
 			n.imported[archive] = now // once, also if it fails
-			if err := n.importImage(ctx, archive); err != nil {
+			if err := n.supervisor.Apart(func() error { return n.importImage(ctx, archive) }); err != nil {
 				n.log.Error("import images", "archive", archive, "error", err)
 				continue
 			}

@@ -231,6 +231,7 @@ func run(ctx context.Context, o order, tell func(report)) (err error) {
 	}
 	go n.watchImages(ctx)
 	go n.followServices(ctx)
+	go n.supervisor.Reap(ctx)
 	<-ctx.Done()
 	n.enter(Stopping)
 	n.log.Info("stopping the node")

@@ -66,6 +66,8 @@ type Supervisor struct {
 	log     *slog.Logger
 	changed func([]State)
 
+	reaping sync.RWMutex // held while somebody else waits for children
+
 	mu       sync.Mutex
 	children []*child // in the order of their start
 	keep     bool     // what dies is started anew

@@ -9,6 +9,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 func shell(name, script string) Program {
@@ -112,4 +115,43 @@ func TestWhatIgnoresSIGTERMIsKilled(t *testing.T) {
 	if exit := s.States()[0].LastExit; exit != "signal: killed" {
 		t.Errorf("it ended with %q", exit)
 	}
+}
+
+// A program starts another one, and ends first: nobody waits for that one.
+func TestOrphansAreCollected(t *testing.T) {
+	s := quiet(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan struct{})
+	go func() { s.Reap(ctx); close(done) }()
+	file := filepath.Join(t.TempDir(), "pid")
+	await(t, "being a subreaper", func() bool {
+		var on int
+		return unix.Prctl(unix.PR_GET_CHILD_SUBREAPER, uintptr(unsafe.Pointer(&on)), 0, 0, 0) == nil && on == 1
+	})
+	if err := s.Start(shell("leaves", "(echo $$; sh -c 'echo $PPID > "+file+"; sleep 0.2' &) ; sleep 0.05")); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the end of the program", func() bool { return s.States()[0].PID == 0 })
+	await(t, "the collection", func() bool { return len(children(t)) == 0 })
+	if exit := s.States()[0].LastExit; exit != "exit status 0" {
+		t.Errorf("the program itself ended with %q: its status was taken away", exit)
+	}
+	cancel()
+	<-done
+}
+
+// children are all of this process, whatever their state.
+func children(t *testing.T) []string {
+	t.Helper()
+	var all []string
+	lists, _ := filepath.Glob("/proc/self/task/*/children")
+	for _, list := range lists {
+		data, err := os.ReadFile(list)
+		if err != nil {
+			t.Skipf("this kernel does not list children: %v", err)
+		}
+		all = append(all, strings.Fields(string(data))...)
+	}
+	return all
 }

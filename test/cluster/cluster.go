@@ -20,14 +20,14 @@ type Cluster struct {
 // Program is where the user has put it.
 const Program = "/root/k3s9p"
 
-// images is a directory with the image that the pods run.
-const images = "/root/images"
+// Images is a directory with the image that the pods run.
+const Images = "/root/images"
 
 // Start boots a sandbox. The cluster is not up yet.
 func Start(t *testing.T, options gvisor.Options) *Cluster {
 	t.Helper()
 	gvisor.Require(t)
-	options.Files = map[string]string{Program: gvisor.Program("k3s9p"), images + "/web.tar": gvisor.Program("web.tar")}
+	options.Files = map[string]string{Program: gvisor.Program("k3s9p"), Images + "/web.tar": gvisor.Program("web.tar")}
 	return &Cluster{gvisor.Start(t, options), t}
 }
 
@@ -35,7 +35,7 @@ func Start(t *testing.T, options gvisor.Options) *Cluster {
 func (c *Cluster) Up(args ...string) time.Duration {
 	c.t.Helper()
 	start := time.Now()
-	output, err := c.Try(3*time.Minute, append([]string{Program, "up", "--detach", "--images=" + images}, args...)...)
+	output, err := c.Try(3*time.Minute, append([]string{Program, "up", "--detach", "--images=" + Images}, args...)...)
 	if err != nil {
 		c.t.Fatalf("k3s9p up: %v\n%s\n%s", err, output, c.logs())
 	}

@@ -100,6 +100,13 @@ func TestCluster(t *testing.T) {
 			t.Errorf("kubernetes.default is %q, %v", answer, err)
 		}
 	})
+	t.Run("an image archive that appears is imported", func(t *testing.T) {
+		c.Must("cp", Images+"/web.tar", Images+"/later.tar")
+		c.Await("the import", time.Minute, func() bool {
+			log, err := c.K3s9p("logs", "k3s9p")
+			return err == nil && strings.Contains(log, `msg="imported images" archive=`+Images+"/later.tar")
+		})
+	})
 	t.Run("Services", func(t *testing.T) { c.services(t, pods) })
 	t.Run("a Job ends", func(t *testing.T) {
 		c.Kubectl("create", "job", "once", "--image=k3s9p.local/web:1", "--", "/web", "once")

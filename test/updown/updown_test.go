@@ -101,6 +101,16 @@ func TestUpDown(t *testing.T) {
 		c.Await("the end of up", time.Minute, up.Ended)
 		unchanged(t, c, before)
 	})
+	t.Run("an image archive that is none", func(t *testing.T) {
+		bad := cluster.Images + "/bad.tar"
+		c.Write(bad, "no archive")
+		output, err := c.K3s9p("up", "--detach", "--images="+cluster.Images)
+		if err == nil || !strings.Contains(output, "import the images in "+bad) || !strings.Contains(output, "hint: ") {
+			t.Errorf("up gives %v, and prints %s", err, output)
+		}
+		c.Must("rm", bad)
+		unchanged(t, c, before)
+	})
 	t.Run("again and again", func(t *testing.T) {
 		var slowest time.Duration
 		for range cycles {

@@ -1,0 +1,91 @@
+package supervisor
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Reap collects the processes that programs leave behind when they end, such as
+// containerd's shims, until ctx ends: they become children of this process
+// (PR_SET_CHILD_SUBREAPER, prctl(2)). The first process of a sandbox is often one
+// that collects nothing, and a process that nobody collects stays for good.
+//
+// Other code of this process that starts processes meanwhile does so in
+// [Supervisor.Apart].
+func (s *Supervisor) Reap(ctx context.Context) {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		s.log.Info("what programs leave behind is left to process 1", "error", err)
+		return
+	}
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, unix.SIGCHLD)
+	defer signal.Stop(ended)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ended:
+			s.reap()
+		}
+	}
+}
+
+// Apart calls f, whose child processes are its own to wait for.
+func (s *Supervisor) Apart(f func() error) error {
+	s.reaping.RLock()
+	defer s.reaping.RUnlock()
+	return f()
+}
+
+func (s *Supervisor) reap() {
+	s.reaping.Lock()
+	defer s.reaping.Unlock()
+	for _, pid := range endedChildren() {
+		if !s.owns(pid) {
+			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
+		}
+	}
+}
+
+// owns reports whether a process is a program that somebody waits for.
+func (s *Supervisor) owns(pid int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.children {
+		if c.state.PID == pid {
+			return true
+		}
+	}
+	return false
+}
+
+// endedChildren lists the children of this process that have ended and that nobody
+// has waited for: state Z in /proc/PID/stat (proc_pid_stat(5)).
+func endedChildren() []int {
+	var found []int
+	own := strconv.Itoa(os.Getpid())
+	files, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:])) // the name may have blanks
+		if len(fields) < 2 || fields[0] != "Z" || fields[1] != own {
+			continue
+		}
+		var pid int
+		if _, err := fmt.Sscan(string(data), &pid); err == nil {
+			found = append(found, pid)
+		}
+	}
+	return found
+}
