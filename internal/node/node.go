@@ -81,7 +81,7 @@ func (n *Node) up(ctx context.Context) error {
 		{"make certificates", plain(n.certificates)},
 		{"start the control plane", plain(n.datastore, n.apiserver, n.roles, n.controllers)},
 		{"wait for the container runtime", func(context.Context) (string, error) { return "", runtime.Wait() }},
-		{"start the kubelet, DNS and Services", plain(n.kubelet, n.dns, n.openServices)},
+		{"start the kubelet, DNS and Services", plain(n.kubelet, n.dns, n.openServices, n.storageClass)},
 		{"wait until the node is Ready", plain(n.ready)},
 	} {
 		shown := n.progress.Step("%s", s.title)

@@ -27,10 +27,9 @@ const (
 // services serves Services and hostPorts in userspace. The addresses of Services
 // are on the bridge, which goes with the node.
 type services struct {
-	table   *svcproxy.Table
-	mu      sync.Mutex
-	added   map[netip.Addr]bool // addresses that are on the bridge for Services
-	problem string              // the last one that was logged
+	table *svcproxy.Table
+	mu    sync.Mutex
+	added map[netip.Addr]bool // addresses that are on the bridge for Services
 }
 
 // openServices brings the ports to what the cluster has now: the apiserver's
@@ -47,19 +46,24 @@ func (n *Node) openServices(ctx context.Context) error {
 
 // followServices keeps the ports as the cluster has them, until ctx ends.
 func (n *Node) followServices(ctx context.Context) {
+	n.follow(ctx, []string{servicesPath, slicesPath, podsPath}, func() error { return n.syncServices(ctx) })
+}
+
+// follow calls sync when something in one of the collections has changed, and every
+// 30 s in any case, until ctx ends. An error is logged once.
+func (n *Node) follow(ctx context.Context, collections []string, sync func() error) {
 	changed := make(chan struct{}, 1)
-	notice := func() {
-		select {
-		case changed <- struct{}{}:
-		default:
-		}
+	for _, path := range collections {
+		go n.client.watch(ctx, path, func() {
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		})
 	}
-	for _, path := range []string{servicesPath, slicesPath, podsPath} {
-		go n.client.watch(ctx, path, notice)
-	}
-	// A port that was in use may be free by now.
-	again := time.NewTicker(30 * time.Second)
+	again := time.NewTicker(30 * time.Second) // what failed may work by now
 	defer again.Stop()
+	problem := ""
 	for {
 		select {
 		case <-ctx.Done():
@@ -67,14 +71,13 @@ func (n *Node) followServices(ctx context.Context) {
 		case <-changed:
 		case <-again.C:
 		}
-		if err := n.syncServices(ctx); err != nil && ctx.Err() == nil {
-			if text := err.Error(); text != n.services.problem {
-				n.log.Warn("some ports of the cluster are not served", "error", err)
-				n.services.problem = text
+		text := ""
+		if err := sync(); err != nil && ctx.Err() == nil {
+			if text = err.Error(); text != problem {
+				n.log.Warn("the node does not follow the cluster in all", "error", err)
 			}
-		} else {
-			n.services.problem = ""
 		}
+		problem = text
 		select { // what changes together is done together
 		case <-ctx.Done():
 			return

@@ -46,13 +46,12 @@ type order struct {
 
 // report is what a supervisor tells once.
 type report struct {
-	Ready   bool   `json:"ready"`
-	Error   string `json:"error,omitempty"`
-	Cluster string `json:"cluster,omitempty"`
+	Ready bool   `json:"ready"`
+	Error string `json:"error,omitempty"`
 }
 
-// ErrInterrupted is returned by Up when a signal came before the node was Ready.
-var ErrInterrupted = errors.New("interrupted; what was begun is taken back")
+// errInterrupted is what a signal gives that comes before the node is Ready.
+var errInterrupted = errors.New("interrupted; what was begun is taken back")
 
 // Up brings a node up. It returns when the node is Ready and Options.Detach is set;
 // otherwise when the node has ended, which a signal to this process brings about.
@@ -83,34 +82,26 @@ func Up(o Options, ready func()) error {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- child.Wait() }()
-	up, interrupted := false, false
 	for {
 		select {
 		case <-signals:
-			interrupted = true
 			_ = child.Process.Signal(unix.SIGTERM)
 		case r, ok := <-reports:
 			switch {
-			case !ok: // it ended without a word
+			case !ok: // it has said all
 				reports = nil
-			case r.Ready:
-				up = true
-				ready()
-				if o.Detach {
-					return nil
+				if err := <-ended; err != nil {
+					return hint.Add(fmt.Errorf("the supervisor of the node ended: %w", err), "look at %s; k3s9p down cleans up", p.supervisorLog())
 				}
-			default:
+				return nil
+			case r.Error != "":
 				<-ended
-				if interrupted && !up {
-					return ErrInterrupted
-				}
 				return errors.New(r.Error)
 			}
-		case err := <-ended:
-			if err == nil || interrupted {
+			ready()
+			if o.Detach {
 				return nil
 			}
-			return hint.Add(fmt.Errorf("the supervisor of the node ended: %w", err), "look at %s; k3s9p down cleans up", p.supervisorLog())
 		}
 	}
 }
@@ -217,7 +208,7 @@ func run(ctx context.Context, o order, tell func(report)) (err error) {
 	if err != nil {
 		n.log.Error("the node did not come up", "error", err)
 		if ctx.Err() != nil {
-			err = ErrInterrupted
+			err = errInterrupted
 		}
 		n.progress.Say("taking back what was done")
 		return errors.Join(err, n.down())
@@ -231,6 +222,7 @@ func run(ctx context.Context, o order, tell func(report)) (err error) {
 	}
 	go n.watchImages(ctx)
 	go n.followServices(ctx)
+	go n.followClaims(ctx)
 	go n.supervisor.Reap(ctx)
 	<-ctx.Done()
 	n.enter(Stopping)

@@ -108,6 +108,7 @@ func TestCluster(t *testing.T) {
 		})
 	})
 	t.Run("Services", func(t *testing.T) { c.services(t, pods) })
+	t.Run("volumes", c.volumes)
 	t.Run("a Job ends", func(t *testing.T) {
 		c.Kubectl("create", "job", "once", "--image=k3s9p.local/web:1", "--", "/web", "once")
 		c.Kubectl("wait", "--for=condition=complete", "job/once", "--timeout=60s")

@@ -15,6 +15,7 @@
 //	/hold?mib=N holds N MiB of memory from now on
 //	/burn?s=N   keeps one processor busy for N seconds, then answers
 //	/file?path=P      what is in a file
+//	/write?path=P&text=T   puts it there
 //	/lookup?name=N    the addresses of a name
 //	/datagram?to=A&text=T   what a UDP server answers
 //	/bytes?mib=N      N MiB
@@ -89,6 +90,11 @@ func serve(address string) {
 		}
 	}))
 	http.HandleFunc("/file", func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, r.FormValue("path")) })
+	http.HandleFunc("/write", func(w http.ResponseWriter, r *http.Request) {
+		if err := os.WriteFile(r.FormValue("path"), []byte(r.FormValue("text")), 0o644); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+		}
+	})
 	http.HandleFunc("/lookup", func(w http.ResponseWriter, r *http.Request) {
 		addresses, err := net.DefaultResolver.LookupHost(r.Context(), r.FormValue("name"))
 		if err != nil {

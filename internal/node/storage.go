@@ -1,0 +1,105 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"k3s9p/internal/localpath"
+	"k3s9p/internal/rmtree"
+)
+
+const (
+	claimsPath  = "/api/v1/persistentvolumeclaims"
+	volumesPath = "/api/v1/persistentvolumes"
+)
+
+// storage is the directory of the volumes that claims get.
+func (p Paths) storage() string { return p.at("storage") }
+
+// storageClass makes the default StorageClass, unless the cluster has one of this
+// name.
+func (n *Node) storageClass(ctx context.Context) error {
+	return n.client.ensure(ctx, "/apis/storage.k8s.io/v1/storageclasses", localpath.StorageClass())
+}
+
+// followClaims makes volumes for claims, and removes those that are released, until
+// ctx ends.
+func (n *Node) followClaims(ctx context.Context) {
+	refused := make(map[string]bool)
+	n.follow(ctx, []string{claimsPath, volumesPath}, func() error {
+		var claims corev1.PersistentVolumeClaimList
+		var volumes corev1.PersistentVolumeList
+		if err := errors.Join(n.client.get(ctx, claimsPath, &claims), n.client.get(ctx, volumesPath, &volumes)); err != nil {
+			return err
+		}
+		create, remove, refusals := localpath.Wanted(n.paths.storage(), n.cluster.NodeName, claims.Items, volumes.Items)
+		for _, r := range refusals {
+			if key := r.Claim.Namespace + "/" + r.Claim.Name; !refused[key] {
+				refused[key] = true
+				n.event(ctx, r)
+			}
+		}
+		var failures error
+		for _, v := range create {
+			failures = errors.Join(failures, n.makeVolume(ctx, v))
+		}
+		for _, v := range remove {
+			failures = errors.Join(failures, n.removeVolume(ctx, v))
+		}
+		return failures
+	})
+}
+
+func (n *Node) makeVolume(ctx context.Context, v *corev1.PersistentVolume) error {
+	dir, err := localpath.Directory(n.paths.storage(), v)
+	if err == nil {
+		err = os.MkdirAll(dir, 0o777)
+	}
+	if err == nil {
+		err = os.Chmod(dir, 0o777) // for pods of any user, whatever the umask is
+	}
+	if err == nil {
+		err = n.client.ensure(ctx, volumesPath, v)
+	}
+	if err != nil {
+		return fmt.Errorf("make volume %s: %w", v.Name, err)
+	}
+	n.log.Info("made a volume", "volume", v.Name, "claim", v.Spec.ClaimRef.Namespace+"/"+v.Spec.ClaimRef.Name)
+	return nil
+}
+
+func (n *Node) removeVolume(ctx context.Context, v *corev1.PersistentVolume) error {
+	dir, err := localpath.Directory(n.paths.storage(), v)
+	if err == nil {
+		err = rmtree.Tree(dir)
+	}
+	if err == nil {
+		_, err = n.client.do(ctx, http.MethodDelete, volumesPath+"/"+v.Name, nil)
+	}
+	if err != nil && !answered(err, http.StatusNotFound) {
+		return fmt.Errorf("remove volume %s: %w", v.Name, err)
+	}
+	n.log.Info("removed a volume", "volume", v.Name)
+	return nil
+}
+
+// event tells the user of a claim why it gets no volume: kubectl describe shows it.
+func (n *Node) event(ctx context.Context, r localpath.Refusal) {
+	now := time.Now()
+	event := &corev1.Event{
+		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "PersistentVolumeClaim", Namespace: r.Claim.Namespace, Name: r.Claim.Name, UID: r.Claim.UID},
+		Reason:         "ProvisioningFailed", Message: r.Reason, Type: corev1.EventTypeWarning,
+		Source: corev1.EventSource{Component: localpath.Provisioner}, Count: 1,
+	}
+	event.Name, event.Namespace = fmt.Sprintf("%s.%x", r.Claim.Name, now.UnixNano()), r.Claim.Namespace
+	event.FirstTimestamp.Time, event.LastTimestamp.Time = now, now
+	if err := n.client.ensure(ctx, "/api/v1/namespaces/"+r.Claim.Namespace+"/events", event); err != nil {
+		n.log.Warn("a claim gets no volume", "claim", r.Claim.Name, "reason", r.Reason, "error", err)
+	}
+}
