@@ -36,11 +36,15 @@ func (Verify) Interrupted(ctx context.Context, times *int) error {
 	return b.Interrupted(ctx, os.Getenv("DISTRO"), n)
 }
 
-// Bench prints the ratios to plain go build and to the unpatched code; -cold also that of a first build.
-func Bench(ctx context.Context, cold *bool) error {
+// Bench measures the build against plain go build, patched code against stock, and clusters in each gVisor against the same natively; -only=build|cluster, -cold also a first build, -gvisor=today|YYYYMM in one gVisor only, -times=N, 3 by default, how often each.
+func Bench(ctx context.Context, only *string, cold *bool, gvisor *string, times *int) error {
 	b, err := builder.New(mg.Verbose())
 	if err != nil {
 		return err
 	}
-	return b.Bench(ctx, os.Getenv("DISTRO"), cold != nil && *cold)
+	o := builder.BenchOptions{Only: orEmpty(only), Cold: cold != nil && *cold, GVisor: orEmpty(gvisor), Times: 3}
+	if times != nil {
+		o.Times = *times
+	}
+	return b.Bench(ctx, os.Getenv("DISTRO"), o)
 }

@@ -63,7 +63,10 @@ func printStatus(w io.Writer, s node.State) error {
 	}
 	fmt.Fprintln(table)
 	fmt.Fprintln(table, "PROGRAM\tPROCESS\tSINCE\tRESTARTS\tMEMORY\tLAST EXIT")
-	var total int64
+	total := s.RSS
+	if s.PID > 0 {
+		fmt.Fprintf(table, "k3s9p\t%d\t%s\t\t%s\t\n", s.PID, progress.Elapsed(time.Since(s.Since)), progress.Size(s.RSS))
+	}
 	for _, p := range s.Programs {
 		process, since := "–", ""
 		if p.PID > 0 {

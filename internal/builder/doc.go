@@ -15,7 +15,8 @@
 // next build. One build runs at a time (lock.go).
 //
 // Beside it stands what maintainers do with the same trees: edit.go (patch:*),
-// check.go (lint, test:unit), upstream.go (test:upstream), reproduce.go (verify:*)
-// and bench.go. What all phases share is in work.go (folders and files), needs.go
-// (packages of the system), lock.go and command.go.
+// check.go (lint, test:unit), upstream.go (test:upstream), sandbox.go (test:sandbox),
+// reproduce.go (verify:*), bench.go and benchcluster.go (bench). What all phases share
+// is in work.go (folders and files), needs.go (packages of the system), lock.go and
+// command.go.
 package builder

@@ -87,25 +87,24 @@ func (r sandboxRun) String() string {
 	return r.scenario + strings.TrimPrefix(r.set, sandboxSet)
 }
 
+// compares reports whether a run compares with variants of the sets.
+func (r sandboxRun) compares() bool { return r.scenario != benchScenario }
+
 // sandboxRuns lists what is to run: all, or one scenario, in each gVisor that it is
 // for, or in one (today, or YYYYMM).
 func sandboxRuns(scenario, gvisor string, sets []string) ([]sandboxRun, error) {
 	if scenario != "" && !slices.Contains(scenarioNames(), scenario) {
 		return nil, hint.Add(fmt.Errorf("there is no scenario %q", scenario), "the scenarios are %s", strings.Join(scenarioNames(), ", "))
 	}
-	var known []string
-	for _, set := range sets {
-		known = append(known, strings.TrimPrefix(set, olderSandbox))
-	}
-	known[0] = "today"
-	if gvisor != "" && !slices.Contains(known, gvisor) {
-		return nil, hint.Add(fmt.Errorf("there is no gVisor %q", gvisor), "build/ has %s", strings.Join(known, ", "))
+	chosen, err := sandboxSetsOf(gvisor, sets)
+	if err != nil {
+		return nil, err
 	}
 	var runs []sandboxRun
-	for i, set := range sets {
+	for _, set := range chosen {
 		for _, s := range Scenarios {
 			switch {
-			case scenario != "" && scenario != s.Name, gvisor != "" && gvisor != known[i]:
+			case scenario != "" && scenario != s.Name:
 			case gvisor == "" && !s.Everywhere && set != sandboxSet:
 			default:
 				runs = append(runs, sandboxRun{s.Name, set})
@@ -113,6 +112,29 @@ func sandboxRuns(scenario, gvisor string, sets []string) ([]sandboxRun, error) {
 		}
 	}
 	return runs, nil
+}
+
+// gvisorName is how a user calls the gVisor of a set: today, or YYYYMM.
+func gvisorName(set string) string {
+	if set == sandboxSet {
+		return "today"
+	}
+	return strings.TrimPrefix(set, olderSandbox)
+}
+
+// sandboxSetsOf is the set of the gVisor that is called so, or all.
+func sandboxSetsOf(gvisor string, sets []string) ([]string, error) {
+	if gvisor == "" {
+		return sets, nil
+	}
+	var known []string
+	for _, set := range sets {
+		if gvisorName(set) == gvisor {
+			return []string{set}, nil
+		}
+		known = append(known, gvisorName(set))
+	}
+	return nil, hint.Add(fmt.Errorf("there is no gVisor %q", gvisor), "build/ has %s", strings.Join(known, ", "))
 }
 
 // sandboxSets are the names of the sets with a gVisor, the newest first.
@@ -151,6 +173,34 @@ func (b *Builder) TestSandbox(ctx context.Context, only, gvisor string) (err err
 		b.UI.Step("test in gVisor").Skip("%v", why)
 		return nil
 	}
+	var failed []string
+	start := time.Now()
+	err = b.withSandboxes(ctx, scenarios, func(env []string) error {
+		start = time.Now()
+		for _, scenario := range scenarios {
+			ok, err := b.runScenario(ctx, scenario, env)
+			if err != nil {
+				return err
+			}
+			if !ok {
+				failed = append(failed, scenario.String())
+			}
+		}
+		if len(failed) > 0 {
+			return hint.Add(fmt.Errorf("%d of %d scenarios failed in gVisor: %s", len(failed), len(scenarios), strings.Join(failed, ", ")),
+				"what they printed is in %s", b.dist("reports", "sandbox-*.log"))
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%d scenarios passed in gVisor in %s; the reports are in %s\n", len(scenarios), progress.Elapsed(time.Since(start)), b.dist("reports"))
+	return nil
+}
+
+// withSandboxes calls f with what runs need, and with the variables that tell them.
+func (b *Builder) withSandboxes(ctx context.Context, runs []sandboxRun, f func(env []string) error) (err error) {
 	selection, err := b.selection("kubernetes")
 	if err != nil {
 		return err
@@ -163,35 +213,19 @@ func (b *Builder) TestSandbox(ctx context.Context, only, gvisor string) (err err
 	if err := b.checkDist(selection); err != nil {
 		return err
 	}
-	env, err := b.sandboxEnvironment(ctx, selection, scenarios)
+	env, err := b.sandboxEnvironment(ctx, selection, runs)
 	if err != nil {
 		return err
 	}
 	leftover.Launcher = b.dist(launcherName)
-	// Whatever a scenario leaves that was killed, or had a panic in a goroutine.
+	// Whatever a run leaves that was killed, or had a panic in a goroutine.
 	defer func() {
 		if ctx.Err() != nil {
 			leftover.Wait(b.sandboxes(), 4*time.Second) // mage ends the process after 5 s
 		}
 		err = errors.Join(err, leftover.Clean(b.sandboxes(), b.UI.Say))
 	}()
-	var failed []string
-	start := time.Now()
-	for _, scenario := range scenarios {
-		ok, err := b.runScenario(ctx, scenario, env)
-		if err != nil {
-			return err
-		}
-		if !ok {
-			failed = append(failed, scenario.String())
-		}
-	}
-	if len(failed) > 0 {
-		return hint.Add(fmt.Errorf("%d of %d scenarios failed in gVisor: %s", len(failed), len(scenarios), strings.Join(failed, ", ")),
-			"what they printed is in %s", b.dist("reports", "sandbox-*.log"))
-	}
-	fmt.Printf("%d scenarios passed in gVisor in %s; the reports are in %s\n", len(scenarios), progress.Elapsed(time.Since(start)), b.dist("reports"))
-	return nil
+	return f(env)
 }
 
 // refusal is the reason why sandboxes cannot be started here, or nil.
@@ -328,6 +362,9 @@ func (b *Builder) sandboxPrograms(ctx context.Context, selection Selection, runs
 		return "", err
 	}
 	for _, v := range variants {
+		if !slices.ContainsFunc(runs, sandboxRun.compares) {
+			break
+		}
 		i := slices.IndexFunc(selection.Sets, func(s *Set) bool { return s.Name == v.set })
 		if i < 0 {
 			return "", fmt.Errorf("distribution %s has no set %s", selection.Distribution, v.set)

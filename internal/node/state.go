@@ -33,6 +33,7 @@ type State struct {
 	Phase    Phase     `json:"phase"`
 	DataDir  string    `json:"dataDir"`
 	PID      int       `json:"pid,omitempty"` // of the supervisor
+	Memory             // of the supervisor
 	Since    time.Time `json:"since,omitzero"`
 	Version  string    `json:"version,omitempty"`
 	Cluster  *Cluster  `json:"cluster,omitempty"`
@@ -49,8 +50,13 @@ type State struct {
 // Program is one of a node's programs.
 type Program struct {
 	supervisor.State
-	// Memory that is resident, in bytes, and its proportional share of what several
-	// programs use (PSS, proc_pid_smaps(5)); 0 where the kernel does not say.
+	Memory
+}
+
+// Memory of a process that is resident, in bytes, and the same with its proportional
+// share of what several processes use (PSS, proc_pid_smaps(5)); 0 where the kernel
+// does not say.
+type Memory struct {
 	RSS int64 `json:"rss,omitempty"`
 	PSS int64 `json:"pss,omitempty"`
 }
@@ -99,8 +105,9 @@ func Status(dataDir string) (State, error) {
 		}
 		return s, nil
 	}
+	s.Memory = MemoryOf(s.PID)
 	for i := range s.Programs {
-		s.Programs[i].RSS, s.Programs[i].PSS = memoryOf(s.Programs[i].PID)
+		s.Programs[i].Memory = MemoryOf(s.Programs[i].PID)
 	}
 	return s, nil
 }
@@ -133,10 +140,11 @@ func supervisorOf(p Paths) int {
 	return s.PID
 }
 
-// memoryOf reads /proc/PID/smaps_rollup, or statm where there is none.
-func memoryOf(pid int) (rss, pss int64) {
+// MemoryOf is the memory of a process that this one sees. It reads
+// /proc/PID/smaps_rollup, or statm where there is none.
+func MemoryOf(pid int) (m Memory) {
 	if pid == 0 {
-		return 0, 0
+		return m
 	}
 	if data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid)); err == nil {
 		for line := range strings.Lines(string(data)) {
@@ -147,22 +155,22 @@ func memoryOf(pid int) (rss, pss int64) {
 			kilobytes, _ := strconv.ParseInt(fields[1], 10, 64)
 			switch fields[0] {
 			case "Rss:":
-				rss = kilobytes << 10
+				m.RSS = kilobytes << 10
 			case "Pss:":
-				pss = kilobytes << 10
+				m.PSS = kilobytes << 10
 			}
 		}
-		return rss, pss
+		return m
 	}
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
 	if err != nil {
-		return 0, 0
+		return m
 	}
 	if fields := strings.Fields(string(data)); len(fields) > 1 {
 		pages, _ := strconv.ParseInt(fields[1], 10, 64)
-		rss = pages * int64(os.Getpagesize())
+		m.RSS = pages * int64(os.Getpagesize())
 	}
-	return rss, 0
+	return m
 }
 
 // ErrRunning is wrapped by the error about a node that runs already.

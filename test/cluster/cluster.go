@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"testing"
 	"time"
 
@@ -23,11 +24,14 @@ const Program = "/root/k3s9p"
 // Images is a directory with the image that the pods run.
 const Images = "/root/images"
 
-// Start boots a sandbox. The cluster is not up yet.
+// Start boots a sandbox, with further files if the options name some. The cluster is
+// not up yet.
 func Start(t *testing.T, options gvisor.Options) *Cluster {
 	t.Helper()
 	gvisor.Require(t)
-	options.Files = map[string]string{Program: gvisor.Program("k3s9p"), Images + "/web.tar": gvisor.Program("web.tar")}
+	files := map[string]string{Program: gvisor.Program("k3s9p"), Images + "/web.tar": gvisor.Program("web.tar")}
+	maps.Copy(files, options.Files)
+	options.Files = files
 	return &Cluster{gvisor.Start(t, options), t}
 }
 

@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -16,38 +15,19 @@ import (
 	"k3s9p/test/gvisor"
 )
 
-// outside serves, in the namespace on the other end of eth0, N MiB at /bytes?mib=N
-// and counts what is sent to /receive; it answers datagrams with what they say.
+// outside serves TCP in the namespace on the other end of eth0, and answers datagrams
+// with what they say.
 func (c *Cluster) outside(t *testing.T) {
 	t.Helper()
-	var tcp net.Listener
+	gvisor.ServeOutside(t, c.Outside)
 	var udp net.PacketConn
 	err := c.Outside(func() (err error) {
-		if tcp, err = net.Listen("tcp", gvisor.OutsideAddress+":8080"); err != nil {
-			return err
-		}
 		udp, err = net.ListenPacket("udp", gvisor.OutsideAddress+":8080")
 		return err
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	handler := http.NewServeMux()
-	handler.HandleFunc("/bytes", func(w http.ResponseWriter, r *http.Request) {
-		mib, _ := strconv.Atoi(r.FormValue("mib"))
-		block := make([]byte, 1<<20)
-		for range mib {
-			if _, err := w.Write(block); err != nil {
-				return
-			}
-		}
-	})
-	handler.HandleFunc("/receive", func(w http.ResponseWriter, r *http.Request) {
-		n, _ := io.Copy(io.Discard, r.Body)
-		fmt.Fprint(w, n)
-	})
-	server := &http.Server{Handler: handler}
-	go func() { _ = server.Serve(tcp) }()
 	go func() {
 		data := make([]byte, 2048)
 		for {
@@ -58,7 +38,7 @@ func (c *Cluster) outside(t *testing.T) {
 			_, _ = udp.WriteTo(data[:n], from)
 		}
 	}()
-	t.Cleanup(func() { server.Close(); udp.Close() })
+	t.Cleanup(func() { udp.Close() })
 }
 
 // move lets a pod download or upload, and returns bytes and MB/s.

@@ -30,6 +30,7 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"k3s9p/test/gvisor/leftover"
 )
@@ -393,6 +394,52 @@ func (s *Sandbox) Await(what string, within time.Duration, condition func() bool
 			s.t.Fatalf("%s did not happen within %v", what, within)
 		}
 	}
+}
+
+// Processes are those of the sandbox on this machine, one for each address space:
+// runsc's own, which name its folder, and those of its process namespaces. The latter
+// run the sandbox's programs, several processes in one address space, and have no
+// command line (gVisor pkg/sentry/platform/systrap/subprocess.go).
+func (s *Sandbox) Processes() []int {
+	namespace := func(pid int) string {
+		link, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid))
+		return link
+	}
+	of := make(map[string]bool)
+	named := leftover.Processes(s.dir)
+	for pid := range named {
+		of[namespace(pid)] = true
+	}
+	delete(of, namespace(os.Getpid()))
+	delete(of, "")
+	var found []int
+	add := func(pid int) {
+		if !slices.ContainsFunc(found, func(other int) bool { return sameMemory(pid, other) }) {
+			found = append(found, pid)
+		}
+	}
+	for pid := range named {
+		add(pid)
+	}
+	entries, err := os.ReadDir("/proc")
+	s.must(err)
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		if _, ok := named[pid]; !ok && of[namespace(pid)] {
+			add(pid)
+		}
+	}
+	return found
+}
+
+// sameMemory reports whether two processes share their address space (kcmp(2)).
+func sameMemory(a, b int) bool {
+	const vm = 1 // KCMP_VM
+	order, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(a), uintptr(b), vm, 0, 0, 0)
+	return errno == 0 && order == 0
 }
 
 // stop deletes the sandbox and, if the test failed, keeps the logs.

@@ -1,7 +1,6 @@
 package native
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -9,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -21,83 +19,27 @@ import (
 	"k3s9p/test/gvisor"
 )
 
-// machine is this one, in a network namespace that has eth0 to another one.
-type machine struct {
-	t               *testing.T
-	inside, outside string // paths of the namespaces
-	data, program   string
-}
-
-// start makes the namespaces. Nothing runs yet.
-func start(t *testing.T) *machine {
-	t.Helper()
-	gvisor.Require(t)
-	m := &machine{t: t, program: gvisor.Program("k3s9p")}
-	m.data = gvisor.NodeData(t)
-	m.inside, m.outside = gvisor.Network(t, filepath.Dir(m.data))
-	t.Cleanup(func() {
-		if output, err := m.k3s9p("down", "--purge"); err != nil {
-			t.Errorf("k3s9p down --purge: %v\n%s", err, output)
-		}
-		if err := rmtree.Tree(filepath.Dir(m.data)); err != nil {
-			t.Error(err)
-		}
-	})
-	return m
-}
-
-// in runs a command in the namespace of the cluster.
-func (m *machine) in(args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + m.inside, "--"}, args...)...)
-	var output bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &output, &output
-	err := cmd.Run()
-	return output.String(), err
-}
-
-func (m *machine) k3s9p(args ...string) (string, error) {
-	return m.in(append([]string{m.program, "--data-dir=" + m.data}, args...)...)
-}
-
-func (m *machine) kubectl(args ...string) string {
-	m.t.Helper()
-	output, err := m.k3s9p(append([]string{"kubectl"}, args...)...)
-	if err != nil {
-		m.t.Fatalf("kubectl %v: %v\n%s", args, err, output)
-	}
-	return output
-}
-
-func (m *machine) must(err error) {
-	m.t.Helper()
-	if err != nil {
-		m.t.Fatal(err)
-	}
-}
-
 const deployment = `{"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": {
   "replicas": 3, "selector": {"matchLabels": {"app": "web"}}, "template": {"metadata": {"labels": {"app": "web"}},
   "spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "web", "image": "k3s9p.local/web:1", "imagePullPolicy": "Never",
   "readinessProbe": {"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1}}]}}}}`
 
 func TestNative(t *testing.T) {
-	m := start(t)
+	m := Start(t)
 	images := t.TempDir()
 	m.must(os.Link(gvisor.Program("web.tar"), filepath.Join(images, "web.tar")))
 	before := places()
 	began := time.Now()
-	if output, err := m.k3s9p("up", "--detach", "--images="+images); err != nil {
+	if output, err := m.K3s9p("up", "--detach", "--images="+images); err != nil {
 		t.Fatalf("k3s9p up: %v\n%s", err, output)
 	}
 	t.Logf("Ready after %.1f s", time.Since(began).Seconds())
 	manifest := filepath.Join(images, "web.json")
 	m.must(os.WriteFile(manifest, []byte(deployment), 0o644))
-	m.kubectl("apply", "-f", manifest)
-	m.kubectl("rollout", "status", "deployment/web", "--timeout=60s")
+	m.Kubectl("apply", "-f", manifest)
+	m.Kubectl("rollout", "status", "deployment/web", "--timeout=60s")
 	var pods corev1.PodList
-	m.must(json.Unmarshal([]byte(m.kubectl("get", "pods", "-o", "json")), &pods))
+	m.must(json.Unmarshal([]byte(m.Kubectl("get", "pods", "-o", "json")), &pods))
 	if len(pods.Items) != 3 {
 		t.Fatalf("%d pods run", len(pods.Items))
 	}
@@ -110,7 +52,7 @@ func TestNative(t *testing.T) {
 			t.Errorf("to the outside the pod %s is %q", pod.Name, output)
 		}
 	}
-	if output, err := m.k3s9p("down"); err != nil {
+	if output, err := m.K3s9p("down"); err != nil {
 		t.Fatalf("k3s9p down: %v\n%s", err, output)
 	}
 	if after := places(); after != before {
@@ -119,10 +61,10 @@ func TestNative(t *testing.T) {
 }
 
 // serve answers outside with the address that a client has.
-func (m *machine) serve() *http.Server {
+func (m *Machine) serve() *http.Server {
 	m.t.Helper()
 	var listener net.Listener
-	m.must(gvisor.Within(m.outside, func() (err error) {
+	m.must(m.Outside(func() (err error) {
 		listener, err = net.Listen("tcp", gvisor.OutsideAddress+":8080")
 		return err
 	}))
@@ -135,7 +77,7 @@ func (m *machine) serve() *http.Server {
 }
 
 // get asks from the node.
-func (m *machine) get(url string) string {
+func (m *Machine) get(url string) string {
 	m.t.Helper()
 	client := http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {

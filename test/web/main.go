@@ -5,6 +5,8 @@
 //	web say TEXT          prints it: something to exec
 //	web echo              prints what it reads: a stream to exec or attach to
 //	web once              ends with success: a Job
+//	web download URL      prints bytes and seconds of a download
+//	web upload URL MIB    the same of an upload
 //
 // It answers to
 //
@@ -48,12 +50,20 @@ func main() {
 		}
 	case len(args) == 1 && args[0] == "once":
 		fmt.Println("done")
+	case len(args) == 2 && args[0] == "download":
+		show(func() (int64, error) { return download(args[1]) })
+	case len(args) == 3 && args[0] == "upload":
+		mib, err := strconv.Atoi(args[2])
+		if err != nil {
+			log.Fatal(err)
+		}
+		show(func() (int64, error) { return upload(args[1], mib) })
 	case len(args) == 2 && args[0] == "serve":
 		serve(args[1])
 	case len(args) == 0:
 		serve(":8080")
 	default:
-		log.Fatal("usage: web [serve ADDRESS | say TEXT | echo | once]")
+		log.Fatal("usage: web [serve ADDRESS | say TEXT | echo | once | download URL | upload URL MIB]")
 	}
 }
 
@@ -115,24 +125,10 @@ func serve(address string) {
 		}
 		fmt.Fprint(w, n)
 	})
-	http.HandleFunc("/download", measured(func(r *http.Request) (int64, error) {
-		response, err := http.Get(r.FormValue("url"))
-		if err != nil {
-			return 0, err
-		}
-		defer response.Body.Close()
-		return io.Copy(io.Discard, response.Body)
-	}))
+	http.HandleFunc("/download", measured(func(r *http.Request) (int64, error) { return download(r.FormValue("url")) }))
 	http.HandleFunc("/upload", measured(func(r *http.Request) (int64, error) {
 		mib, _ := strconv.Atoi(r.FormValue("mib"))
-		response, err := http.Post(r.FormValue("url"), "application/octet-stream", zeros(mib))
-		if err != nil {
-			return 0, err
-		}
-		defer response.Body.Close()
-		var n int64
-		_, err = fmt.Fscan(response.Body, &n)
-		return n, err
+		return upload(r.FormValue("url"), mib)
 	}))
 	log.Printf("serving on %s", address)
 	log.Fatal(http.ListenAndServe(address, nil))
@@ -184,16 +180,53 @@ func (zero) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// measured answers with the bytes that f moved and the seconds that it took.
+// download returns how many bytes came.
+func download(url string) (int64, error) {
+	response, err := http.Get(url)
+	if err != nil {
+		return 0, err
+	}
+	defer response.Body.Close()
+	return io.Copy(io.Discard, response.Body)
+}
+
+// upload returns how many bytes the server has counted.
+func upload(url string, mib int) (int64, error) {
+	response, err := http.Post(url, "application/octet-stream", zeros(mib))
+	if err != nil {
+		return 0, err
+	}
+	defer response.Body.Close()
+	var n int64
+	_, err = fmt.Fscan(response.Body, &n)
+	return n, err
+}
+
+// timed is the bytes that f moved and the seconds that it took, as text.
+func timed(f func() (int64, error)) (string, error) {
+	start := time.Now()
+	n, err := f()
+	return fmt.Sprintf("%d %.3f", n, time.Since(start).Seconds()), err
+}
+
+// show prints that.
+func show(f func() (int64, error)) {
+	text, err := timed(f)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(text)
+}
+
+// measured answers with that.
 func measured(f func(*http.Request) (int64, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		start := time.Now()
-		n, err := f(r)
+		text, err := timed(func() (int64, error) { return f(r) })
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadGateway)
 			return
 		}
-		fmt.Fprintf(w, "%d %.3f", n, time.Since(start).Seconds())
+		fmt.Fprint(w, text)
 	}
 }
 

@@ -1,0 +1,232 @@
+package bench
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"k3s9p/internal/node"
+	"k3s9p/test/cluster"
+	"k3s9p/test/gvisor"
+	"k3s9p/test/native"
+)
+
+// machine is where a node runs.
+type machine interface {
+	K3s9p(args ...string) (string, error)
+	In(args ...string) (string, error)
+	Outside(func() error) error
+}
+
+// side is one of the two that are compared, in one round.
+type side struct {
+	machine
+	t            *testing.T
+	data, images string // directories
+	web          string // test/web, to be run on the node
+	// memory is that of this machine that is used by the sandbox, in bytes.
+	memory func() int64
+	*Figures
+}
+
+// sandbox has a Cluster's Try as In.
+type sandbox struct{ *cluster.Cluster }
+
+func (s sandbox) In(args ...string) (string, error) { return s.Try(2*time.Minute, args...) }
+
+func inGVisor(t *testing.T, f *Figures) *side {
+	const web = "/usr/local/bin/web"
+	c := cluster.Start(t, gvisor.Options{Files: map[string]string{web: gvisor.Program("web")}})
+	return &side{sandbox{c}, t, node.DefaultData, cluster.Images, web, func() int64 { return pss(c.Processes()) }, f}
+}
+
+func natively(t *testing.T, f *Figures) *side {
+	m := native.Start(t)
+	images := t.TempDir()
+	if err := os.Link(gvisor.Program("web.tar"), filepath.Join(images, "web.tar")); err != nil {
+		t.Fatal(err)
+	}
+	return &side{m, t, m.Data, images, gvisor.Program("web"), func() int64 { return 0 }, f}
+}
+
+// pss is the proportional set size of processes of this machine together, in bytes.
+func pss(pids []int) (sum int64) {
+	for _, pid := range pids {
+		sum += node.MemoryOf(pid).PSS
+	}
+	return sum
+}
+
+func TestCluster(t *testing.T) {
+	gvisor.Require(t)
+	file := os.Getenv(ResultsVariable)
+	if file == "" {
+		t.Skip("go tool mage bench runs this")
+	}
+	rounds, err := strconv.Atoi(os.Getenv(RoundsVariable))
+	if err != nil {
+		t.Fatalf("read %s: %v", RoundsVariable, err)
+	}
+	var results Results
+	for round := range rounds {
+		for _, of := range []struct {
+			name  string
+			start func(*testing.T, *Figures) *side
+			into  *Figures
+		}{{"natively", natively, &results.Native}, {"in gVisor", inGVisor, &results.GVisor}} {
+			t.Run(fmt.Sprintf("round %d of %d, %s", round+1, rounds, of.name), func(t *testing.T) {
+				of.start(t, of.into).measure(round == 0)
+			})
+		}
+	}
+	if t.Failed() {
+		return
+	}
+	data, err := json.MarshalIndent(results, "", "  ")
+	if err == nil {
+		err = os.WriteFile(file, data, 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// measure is one round. Memory and network are measured in the first: the one after
+// the first start, before anything else has run there.
+func (s *side) measure(first bool) {
+	if first {
+		s.Machine.Before = s.memory()
+	}
+	s.up(&s.UpUnpacking)
+	if first {
+		s.idle()
+	}
+	s.down()
+	s.forget()
+	s.up(&s.UpNew)
+	s.down()
+	s.up(&s.UpStopped)
+	if first {
+		s.network()
+	}
+	s.down()
+}
+
+// k3s9p has to succeed.
+func (s *side) k3s9p(args ...string) string {
+	s.t.Helper()
+	output, err := s.K3s9p(args...)
+	if err != nil {
+		s.t.Fatalf("k3s9p %v: %v\n%s", args, err, output)
+	}
+	return output
+}
+
+// in runs a program on the node, which has to succeed.
+func (s *side) in(args ...string) string {
+	s.t.Helper()
+	output, err := s.In(args...)
+	if err != nil {
+		s.t.Fatalf("%v on the node: %v\n%s", args, err, output)
+	}
+	return output
+}
+
+func (s *side) up(into *[]float64) {
+	s.t.Helper()
+	start := time.Now()
+	output := s.k3s9p("up", "--detach", "--images="+s.images)
+	*into = append(*into, time.Since(start).Seconds())
+	s.t.Logf("up: %.2f s\n%s", time.Since(start).Seconds(), output)
+}
+
+func (s *side) down() {
+	s.t.Helper()
+	start := time.Now()
+	s.k3s9p("down")
+	s.Down = append(s.Down, time.Since(start).Seconds())
+	s.t.Logf("down: %.2f s", time.Since(start).Seconds())
+}
+
+// forget removes what a stopped node keeps, except for its programs.
+func (s *side) forget() {
+	s.t.Helper()
+	s.in("sh", "-c", `for f in "$0"/*; do case "$f" in */bundle) ;; *) rm -r --one-file-system "$f" || exit ;; esac; done`, s.data)
+}
+
+// quiet is how long a node is left alone before it counts as idle.
+const quiet = 30 * time.Second
+
+// idle measures the memory of a node without pods.
+func (s *side) idle() {
+	s.t.Helper()
+	time.Sleep(quiet)
+	s.Machine.Idle = s.memory()
+	var state node.State
+	if err := json.Unmarshal([]byte(s.k3s9p("status", "-o", "json")), &state); err != nil {
+		s.t.Fatalf("read k3s9p status -o json: %v", err)
+	}
+	s.Components = []Component{{"k3s9p", state.Memory}}
+	for _, program := range state.Programs {
+		s.Components = append(s.Components, Component{program.Name, program.Memory})
+	}
+}
+
+const (
+	mib       = 50 // that are moved at once
+	transfers = 5  // of each kind, in turn
+)
+
+// network moves data by a process of the node, and in pods by the same program.
+func (s *side) network() {
+	s.t.Helper()
+	gvisor.ServeOutside(s.t, s.Outside)
+	for _, pod := range []string{"one", "two"} {
+		s.k3s9p("kubectl", "run", pod, "--image=k3s9p.local/web:1", "--image-pull-policy=Never")
+	}
+	s.k3s9p("kubectl", "wait", "--for=condition=ready", "pod/one", "pod/two", "--timeout=60s")
+	var other corev1.Pod
+	if err := json.Unmarshal([]byte(s.k3s9p("kubectl", "get", "pod", "two", "-o", "json")), &other); err != nil {
+		s.t.Fatalf("read the pod two: %v", err)
+	}
+	onNode := func(args ...string) string { return s.in(append([]string{s.web}, args...)...) }
+	inPod := func(args ...string) string {
+		return s.k3s9p(append([]string{"kubectl", "exec", "one", "--", "/web"}, args...)...)
+	}
+	bytes := func(address string) string { return fmt.Sprintf("http://%s:8080/bytes?mib=%d", address, mib) }
+	download := []string{"download", bytes(gvisor.OutsideAddress)}
+	upload := []string{"upload", "http://" + gvisor.OutsideAddress + ":8080/receive", strconv.Itoa(mib)}
+	for range transfers {
+		for _, transfer := range []struct {
+			into *[]float64
+			run  func(args ...string) string
+			args []string
+		}{
+			{&s.NodeDownload, onNode, download}, {&s.PodDownload, inPod, download},
+			{&s.NodeUpload, onNode, upload}, {&s.PodUpload, inPod, upload},
+			{&s.BetweenPods, inPod, []string{"download", bytes(other.Status.PodIP)}},
+		} {
+			*transfer.into = append(*transfer.into, s.rate(transfer.run(transfer.args...)))
+		}
+	}
+	s.t.Logf("MB/s: node %.0f down, %.0f up; pod %.0f down, %.0f up, %.0f from another", s.NodeDownload, s.NodeUpload, s.PodDownload, s.PodUpload, s.BetweenPods)
+}
+
+// rate reads what test/web prints of a transfer, and returns MB/s.
+func (s *side) rate(output string) float64 {
+	s.t.Helper()
+	var bytes int64
+	var seconds float64
+	_, err := fmt.Sscan(output, &bytes, &seconds)
+	if err != nil || bytes != mib<<20 {
+		s.t.Fatalf("move %d MiB: %v: %s", mib, err, strings.TrimSpace(output))
+	}
+	return float64(bytes) / 1e6 / max(seconds, 1e-3)
+}
