@@ -9,19 +9,27 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"k3s9p/internal/config"
 )
 
 func (n *Node) kubelet(context.Context) error {
-	args := append([]string{
-		"--config=" + n.files.Kubelet,
-		"--kubeconfig=" + n.paths.conf("kubelet"),
-		"--root-dir=" + n.settings.Kubelet.RootDir,
-		"--cert-dir=" + n.paths.pkiFile("kubelet"),
-		"--hostname-override=" + n.cluster.NodeName,
-		"--node-ip=" + n.cluster.Address().String(),
-	}, flagsOf(n.options.KubeletArgs)...)
+	args := append(KubeletArgs(n.settings, n.files, n.cluster.NodeName),
+		"--kubeconfig="+n.paths.conf("kubelet"),
+		"--cert-dir="+n.paths.pkiFile("kubelet"),
+		"--node-ip="+n.cluster.Address().String(),
+	)
 	n.started = time.Now()
-	return n.start(kubelet, 10*time.Second, "kubelet", args...)
+	return n.start(kubelet, 10*time.Second, "kubelet", append(args, flagsOf(n.options.KubeletArgs)...)...)
+}
+
+// KubeletArgs are the arguments of a kubelet, with or without a control plane.
+func KubeletArgs(s config.Settings, files config.Files, nodeName string) []string {
+	return []string{
+		"--config=" + files.Kubelet,
+		"--root-dir=" + s.Kubelet.RootDir,
+		"--hostname-override=" + nodeName,
+	}
 }
 
 // cgroup is the parent of the cgroups of all pods, in each hierarchy.

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"k3s9p/internal/config"
 	"k3s9p/internal/hint"
 )
 
@@ -29,23 +30,27 @@ func (n *Node) containerRuntime(context.Context) error {
 			return fmt.Errorf("mount a tmpfs for images at %s: %w", n.paths.containerd(), err)
 		}
 	}
-	return n.startWith(containerd, 10*time.Second, n.pullEnvironment(), "containerd", "--config="+n.files.Containerd)
+	return n.startWith(containerd, 10*time.Second, n.pullEnvironment(), "containerd", ContainerdArgs(n.files)...)
 }
 
-// runtimeReady waits for containerd's CRI service: the line about its boot comes
-// before that answers.
+// ContainerdArgs are the arguments of containerd.
+func ContainerdArgs(files config.Files) []string { return []string{"--config=" + files.Containerd} }
+
+// runtimeReady waits for containerd's CRI service.
 func (n *Node) runtimeReady(ctx context.Context) error {
-	conn, err := grpc.NewClient("unix://"+n.paths.Containerd(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	return n.supervisor.Await(ctx, func(ctx context.Context) error { return AskRuntime(ctx, n.settings.Containerd) }, containerd)
+}
+
+// AskRuntime asks containerd's CRI service whether it is there: the line about the
+// boot of containerd comes before it is.
+func AskRuntime(ctx context.Context, c config.Containerd) error {
+	conn, err := grpc.NewClient("unix://"+c.Socket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	service := cri.NewRuntimeServiceClient(conn)
-	return n.supervisor.Await(ctx, func(ctx context.Context) error {
-		conn.ResetConnectBackoff()
-		_, err := service.Version(ctx, &cri.VersionRequest{})
-		return err
-	}, containerd)
+	_, err = cri.NewRuntimeServiceClient(conn).Version(ctx, &cri.VersionRequest{})
+	return err
 }
 
 // images imports what pods need that nobody pulls, and what the user brings.
@@ -87,12 +92,17 @@ func archivesIn(dir string) ([]string, error) {
 	return archives, nil
 }
 
-// importImage gives an archive to containerd. Its transfer service does not unpack
-// for the snapshotter native, so ctr does it (--local).
 func (n *Node) importImage(ctx context.Context, archive string) error {
-	cmd := exec.CommandContext(ctx, n.program("ctr"), "--address="+n.paths.Containerd(), "--namespace=k8s.io",
-		"images", "import", "--local", "--snapshotter="+n.settings.Containerd.Snapshotter, archive)
-	cmd.Env = n.environment()
+	return ImportImages(ctx, n.program("ctr"), n.environment(), n.settings.Containerd, archive)
+}
+
+// ImportImages gives an archive to containerd, by ctr with its environment. The
+// transfer service of containerd does not unpack for the snapshotter native, so ctr
+// does it (--local).
+func ImportImages(ctx context.Context, ctr string, env []string, c config.Containerd, archive string) error {
+	cmd := exec.CommandContext(ctx, ctr, "--address="+c.Socket(), "--namespace=k8s.io",
+		"images", "import", "--local", "--snapshotter="+c.Snapshotter, archive)
+	cmd.Env = env
 	if output, err := cmd.CombinedOutput(); err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)

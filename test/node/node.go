@@ -1,9 +1,11 @@
 // Package node brings up a node without a control plane in a gVisor sandbox:
 // containerd, a kubelet and static pods. The machine is prepared by package
-// blocker, as it is for a user.
+// blocker, and the programs started with what the package node of the product gives
+// for it, as they are for a user.
 package node
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -16,7 +18,9 @@ import (
 
 	"k3s9p/internal/blocker"
 	"k3s9p/internal/config"
+	bringup "k3s9p/internal/node"
 	"k3s9p/test/gvisor"
+	"k3s9p/test/gvisor/inside/fixed"
 )
 
 // Options describe a node.
@@ -36,9 +40,11 @@ type Node struct {
 	*gvisor.Sandbox
 	Containerd, Kubelet *gvisor.Process
 
-	t        *testing.T
-	settings config.Settings
-	without  []string
+	t       *testing.T
+	choices config.Settings // from which package blocker starts
+	without []string
+	machine fixed.Machine
+	okSince time.Time // the kubelet; zero if its last answer was another one
 }
 
 // Name of the node.
@@ -80,47 +86,60 @@ func Prepare(t *testing.T, options Options) *Node {
 	}
 	maps.Copy(files, options.Sandbox.Files)
 	options.Sandbox.Files = files
-	n := &Node{t: t, Sandbox: gvisor.Start(t, options.Sandbox), settings: config.Default(), without: options.Without}
-	n.settings.Kubelet.StaticPods, n.settings.Kubelet.Standalone = manifests, true
+	n := &Node{t: t, Sandbox: gvisor.Start(t, options.Sandbox), choices: config.Default(), without: options.Without}
+	n.choices.Kubelet.StaticPods, n.choices.Kubelet.Standalone = manifests, true
 	if options.Settings != nil {
-		options.Settings(&n.settings)
+		options.Settings(&n.choices)
 	}
 	n.fix(options.Without)
 	return n
 }
 
-// Start prepares a node and starts containerd, with the images, and the kubelet.
+// Start prepares a node and starts containerd, with the images, and the kubelet. That
+// has answered when Start returns. It has to be healthy when a pod runs, when it is
+// restarted and when the test ends: until then the scenario need not wait.
 func Start(t *testing.T, options Options) *Node {
 	t.Helper()
 	n := Prepare(t, options)
 	n.StartContainerd()
 	n.StartKubelet()
-	n.AwaitHealthy()
+	n.Await("an answer of the kubelet", 60*time.Second, n.ok)
+	t.Cleanup(func() {
+		if !t.Failed() {
+			n.AwaitHealthy()
+		}
+	})
 	return n
 }
 
 // Check returns the findings of the blockers in the sandbox.
 func (n *Node) Check() map[string]blocker.Finding {
 	n.t.Helper()
-	return n.findings(n.Must("inside", "check", n.asJSON()))
+	var findings []blocker.Finding
+	n.inside(&findings, "check", n.asJSON(n.choices))
+	return byID(findings)
 }
 
-func (n *Node) findings(output string) map[string]blocker.Finding {
+// inside asks the program in the sandbox, which answers in JSON.
+func (n *Node) inside(answer any, args ...string) {
 	n.t.Helper()
-	var list []blocker.Finding
-	if err := json.Unmarshal([]byte(output), &list); err != nil {
-		n.t.Fatalf("the findings %q: %v", output, err)
+	output := n.Must(append([]string{"inside"}, args...)...)
+	if err := json.Unmarshal([]byte(output), answer); err != nil {
+		n.t.Fatalf("inside %s answers %q: %v", args[0], output, err)
 	}
+}
+
+func byID(findings []blocker.Finding) map[string]blocker.Finding {
 	found := make(map[string]blocker.Finding)
-	for _, finding := range list {
+	for _, finding := range findings {
 		found[finding.ID] = finding
 	}
 	return found
 }
 
-func (n *Node) asJSON() string {
+func (n *Node) asJSON(s config.Settings) string {
 	n.t.Helper()
-	data, err := json.Marshal(n.settings)
+	data, err := json.Marshal(s)
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -129,8 +148,9 @@ func (n *Node) asJSON() string {
 
 func (n *Node) fix(without []string) map[string]blocker.Finding {
 	n.t.Helper()
-	n.without = without
-	return n.findings(n.Must("inside", "fix", n.asJSON(), strings.Join(without, ",")))
+	n.without, n.machine = without, fixed.Machine{}
+	n.inside(&n.machine, "fix", n.asJSON(n.choices), strings.Join(without, ","))
+	return byID(n.machine.Findings)
 }
 
 // Fix also fixes what was left, and returns what it found.
@@ -154,33 +174,23 @@ func (n *Node) FixOne(id string) blocker.Finding {
 // StartContainerd starts containerd and imports the images.
 func (n *Node) StartContainerd() {
 	n.t.Helper()
-	n.Containerd = n.Background("/usr/local/bin/containerd", "--config=/etc/k3s9p/containerd.toml")
-	n.Await("the start of containerd", 30*time.Second, func() bool {
+	n.Containerd = n.Background(append([]string{"/usr/local/bin/containerd"}, bringup.ContainerdArgs(n.machine.Files)...)...)
+	settings := n.asJSON(n.machine.Settings)
+	n.Await("containerd's CRI service", 30*time.Second, func() bool {
 		if n.Containerd.Ended() {
 			n.t.Fatalf("containerd ended:\n%s", Tail(n.Containerd.Output()))
 		}
-		return strings.Contains(n.Containerd.Output(), "containerd successfully booted")
+		_, err := n.Exec(n.t.Context(), "inside", "cri-ready", settings)
+		return err == nil
 	})
-	for _, image := range []string{"/images/pause.tar", "/images/web.tar"} {
-		n.Must("ctr", "--namespace=k8s.io", "images", "import", "--local", "--snapshotter="+n.snapshotter(), image)
-	}
-}
-
-func (n *Node) snapshotter() string {
-	n.t.Helper()
-	for line := range strings.Lines(n.Read("/etc/k3s9p/containerd.toml")) {
-		if key, value, ok := strings.Cut(strings.TrimSpace(line), " = "); ok && key == "snapshotter" {
-			return strings.Trim(value, `'"`)
-		}
-	}
-	n.t.Fatal("containerd.toml names no snapshotter")
-	return ""
+	n.Must("inside", "import", settings, "/images/pause.tar", "/images/web.tar")
 }
 
 // StartKubelet starts the kubelet.
 func (n *Node) StartKubelet() {
 	n.t.Helper()
-	n.Kubelet = n.Background("/usr/local/bin/kubelet", "--config=/etc/k3s9p/kubelet.yaml", "--root-dir="+n.settings.Kubelet.RootDir, "--hostname-override="+Name)
+	n.okSince = time.Time{}
+	n.Kubelet = n.Background(append([]string{"/usr/local/bin/kubelet"}, bringup.KubeletArgs(n.machine.Settings, n.machine.Files, Name)...)...)
 }
 
 // Restart stops and starts containerd and the kubelet, with the configuration as
@@ -188,24 +198,43 @@ func (n *Node) StartKubelet() {
 func (n *Node) Restart() {
 	n.t.Helper()
 	if n.Kubelet != nil {
+		n.AwaitHealthy()
 		n.Kubelet.Stop()
 	}
 	n.Containerd.Stop()
 	n.StartContainerd()
 	n.StartKubelet()
-	n.AwaitHealthy()
+	n.Await("an answer of the kubelet", 60*time.Second, n.ok)
 }
 
-// AwaitHealthy waits for the kubelet's /healthz.
+// AwaitHealthy waits until the kubelet has answered ok twice, 2 s apart, and nothing
+// else meanwhile: one that is about to end may still answer once.
 func (n *Node) AwaitHealthy() {
 	n.t.Helper()
 	n.Await("a healthy kubelet", 60*time.Second, func() bool {
-		if n.Kubelet.Ended() {
-			n.t.Fatalf("the kubelet ended:\n%s", Tail(n.Kubelet.Output()))
-		}
-		answer, err := n.Exec(n.t.Context(), "inside", "http", "GET", "http://127.0.0.1:10248/healthz")
-		return err == nil && answer == "ok"
+		asked := time.Now()
+		return n.ok() && asked.Sub(n.okSince) >= 2*time.Second
 	})
+}
+
+// ok asks the kubelet's /healthz, and notes since when that says ok. The process is
+// the one that was started: nobody starts another one.
+func (n *Node) ok() bool {
+	n.t.Helper()
+	// Not the test's context: that is over when the test is cleaned up.
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	answer, err := n.Exec(ctx, "inside", "http", "GET", "http://127.0.0.1:10248/healthz")
+	if n.Kubelet.Ended() {
+		n.t.Fatalf("the kubelet ended:\n%s", Tail(n.Kubelet.Output()))
+	}
+	switch ok := err == nil && answer == "ok"; {
+	case !ok:
+		n.okSince = time.Time{}
+	case n.okSince.IsZero():
+		n.okSince = time.Now()
+	}
+	return !n.okSince.IsZero()
 }
 
 // Ask asks the kubelet's read-only port.
@@ -266,13 +295,15 @@ func (n *Node) Pod(name string) *corev1.Pod {
 	return nil
 }
 
-// AwaitRunning waits until all containers of a pod run, and returns the pod.
+// AwaitRunning waits until all containers of a pod run, of a healthy kubelet, and
+// returns the pod.
 func (n *Node) AwaitRunning(name string) *corev1.Pod {
 	n.t.Helper()
 	var pod *corev1.Pod
 	deadline := time.Now().Add(60 * time.Second)
 	for ; ; time.Sleep(200 * time.Millisecond) {
 		if pod = n.Pod(name); pod != nil && running(pod) {
+			n.AwaitHealthy()
 			return pod
 		}
 		if time.Now().After(deadline) {

@@ -1,5 +1,6 @@
 // Command inside is what the tests run in a sandbox besides Debian's programs: its
-// init, the fix sequence of package blocker, and a few questions.
+// init, the fix sequence of package blocker, parts of package node's bring-up, and a
+// few questions.
 package main
 
 import (
@@ -12,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -20,7 +22,9 @@ import (
 
 	"k3s9p/internal/blocker"
 	"k3s9p/internal/config"
+	"k3s9p/internal/node"
 	"k3s9p/internal/probe"
+	"k3s9p/test/gvisor/inside/fixed"
 )
 
 const usage = `usage:
@@ -29,6 +33,8 @@ const usage = `usage:
   inside statfs PATH               type, bytes (all, free, available), inodes (all, free)
   inside check SETTINGS            the findings of all blockers
   inside fix SETTINGS ID,…         fix all that is found but those, and write the configuration
+  inside cri-ready SETTINGS        whether containerd's CRI service is there
+  inside import SETTINGS ARCHIVE…  give images to containerd
   inside fuse-overlayfs            whether that works
   inside undo                      take the fixes back
   inside snapshot DIR              what a node could leave, except for files in DIR
@@ -55,13 +61,21 @@ func main() {
 	case os.Args[1] == "statfs" && len(args) == 1:
 		statfs(args[0])
 	case os.Args[1] == "check" && len(args) == 1:
-		findings, err := blocker.Check(context.Background(), host(args[0]))
+		findings, err := blocker.Check(context.Background(), host(settings(args[0])))
 		check(err)
 		show(findings)
 	case os.Args[1] == "fix" && len(args) == 2:
-		fix(args[0], args[1])
+		fix(settings(args[0]), args[1])
+	case os.Args[1] == "cri-ready" && len(args) == 1:
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		check(node.AskRuntime(ctx, settings(args[0]).Containerd))
+	case os.Args[1] == "import" && len(args) > 1:
+		for _, archive := range args[1:] {
+			check(node.ImportImages(context.Background(), filepath.Join(programs, "ctr"), os.Environ(), settings(args[0]).Containerd, archive))
+		}
 	case os.Args[1] == "undo" && len(args) == 0:
-		check(blocker.Undo(host("{}")))
+		check(blocker.Undo(host(&config.Settings{})))
 	case os.Args[1] == "fuse-overlayfs" && len(args) == 0:
 		err := probe.FuseOverlay(context.Background(), data)
 		if err == nil {
@@ -77,21 +91,24 @@ func main() {
 	}
 }
 
-func host(settings string) *blocker.Host {
+func settings(text string) *config.Settings {
 	var s config.Settings
-	check(json.Unmarshal([]byte(settings), &s))
-	return &blocker.Host{Data: data, Programs: programs, Plugins: plugins, Settings: &s}
+	check(json.Unmarshal([]byte(text), &s))
+	return &s
+}
+
+func host(s *config.Settings) *blocker.Host {
+	return &blocker.Host{Data: data, Programs: programs, Plugins: plugins, Settings: s}
 }
 
 // fix does what bringing up a node does before the programs start.
-func fix(settings, except string) {
-	h := host(settings)
+func fix(s *config.Settings, except string) {
 	check(os.MkdirAll(data, 0o755))
-	findings, err := blocker.Fix(context.Background(), h, strings.FieldsFunc(except, func(r rune) bool { return r == ',' })...)
+	findings, err := blocker.Fix(context.Background(), host(s), strings.FieldsFunc(except, func(r rune) bool { return r == ',' })...)
 	check(err)
-	_, err = h.Settings.Write(configuration)
+	files, err := s.Write(configuration)
 	check(err)
-	show(findings)
+	show(fixed.Machine{Settings: *s, Files: files, Findings: findings})
 }
 
 func show(v any) { check(json.NewEncoder(os.Stdout).Encode(v)) }

@@ -1,0 +1,15 @@
+// Package fixed is what the program in the sandbox says when it has fixed the
+// machine.
+package fixed
+
+import (
+	"k3s9p/internal/blocker"
+	"k3s9p/internal/config"
+)
+
+// Machine is one that the node's programs can start on.
+type Machine struct {
+	Settings config.Settings   `json:"settings"` // after the fixes
+	Files    config.Files      `json:"files"`
+	Findings []blocker.Finding `json:"findings"` // before them
+}
