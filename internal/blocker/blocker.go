@@ -196,7 +196,7 @@ func seen(err error, evidence string) (Answer, string) {
 	switch {
 	case err == nil:
 		return Fine, evidence
-	case errors.Is(err, probe.ErrUnclear):
+	case errors.Is(err, probe.ErrUnclear), probe.Unprivileged(err):
 		return unclear(err)
 	}
 	return Found, oneLine(err)

@@ -17,7 +17,7 @@ var mountPropagation = Blocker{
 	Symptom: "is mounted on \"/\" but it is not a shared mount",
 	Source:  "containerd internal/cri/opts/spec_linux_opts.go; bites a pod with mountPropagation: Bidirectional or HostToContainer",
 	Remedy:  Machine,
-	Action:  "mount --make-rshared /",
+	Action:  "mount --make-rshared /, in the mount namespace of the node",
 	Check: func(context.Context, *Host) (Answer, string) {
 		unshared, err := probe.Unshared()
 		if err != nil {

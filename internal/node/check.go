@@ -42,7 +42,6 @@ func Check(ctx context.Context, dataDir string) ([]blocker.Finding, error) {
 		return nil, err
 	}
 	s := config.Default()
-	s.Containerd.Plugins = filepath.Join(p.unpacked(), "cni")
 	return blocker.Check(ctx, hostOf(p, p.unpacked(), &s))
 }
 

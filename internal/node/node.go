@@ -195,7 +195,7 @@ func (n *Node) fix(ctx context.Context) (string, error) {
 	if err := n.bind(); err != nil {
 		return "", err
 	}
-	n.settings = settingsOf(n.paths, n.cluster, n.bundle)
+	n.settings = settingsOf(n.paths, n.cluster)
 	host := hostOf(n.paths, n.bundle, &n.settings)
 	host.OwnMounts = true
 	var err error
@@ -203,6 +203,8 @@ func (n *Node) fix(ctx context.Context) (string, error) {
 		return "", err
 	}
 	n.settings.Network.Masquerade = false // what leaves the node is this package's
+	// Plugins of the machine may answer, and be without the patches.
+	n.settings.Containerd.Plugins = host.Plugins
 	if err := n.chooseEgress(); err != nil {
 		return "", err
 	}
@@ -228,10 +230,10 @@ func (n *Node) fix(ctx context.Context) (string, error) {
 }
 
 // settingsOf are the choices for a node before package blocker changes some.
-func settingsOf(p Paths, c Cluster, bundle string) config.Settings {
+func settingsOf(p Paths, c Cluster) config.Settings {
 	s := config.Default()
 	s.Containerd.Root, s.Containerd.State = p.containerd(), filepath.Dir(p.Containerd())
-	s.Containerd.Plugins, s.Containerd.Networks = filepath.Join(bundle, "cni"), p.etc("cni")
+	s.Containerd.Networks = p.etc("cni")
 	s.Network.PodCIDR, s.Network.State = c.PodCIDR().String(), p.run("cni", "networks")
 	s.Kubelet.ClientCA, s.Kubelet.DNS = p.pkiFile("ca.crt"), c.DNS().String()
 	s.Kubelet.Cgroup = cgroup

@@ -32,16 +32,19 @@ type services struct {
 	added map[netip.Addr]bool // addresses that are on the bridge for Services
 }
 
-// openServices brings the ports to what the cluster has now: the apiserver's
-// Service is one of them.
+// openServices brings the ports to what the cluster has now. The Service of the
+// apiserver has to be among them: at a first start it makes that a moment after it
+// says that it is ready.
 func (n *Node) openServices(ctx context.Context) error {
 	n.services = &services{added: make(map[netip.Addr]bool)}
 	n.services.table = svcproxy.NewTable(localAddresses, svcproxy.Options{Log: n.log})
-	err := n.syncServices(ctx)
-	if n.services.table.Len() == 0 {
-		return errors.Join(errors.New("the Service of the apiserver is not served"), err)
-	}
-	return nil
+	return n.supervisor.Await(ctx, func(ctx context.Context) error {
+		err := n.syncServices(ctx)
+		if n.services.table.Len() == 0 {
+			return errors.Join(errors.New("the Service of the apiserver is not served"), err)
+		}
+		return nil
+	}, kine, apiserver)
 }
 
 // followServices keeps the ports as the cluster has them, until ctx ends.

@@ -35,6 +35,10 @@ var ErrUnclear = errors.New("could not tell")
 // else has killed: for the probe of memory limits that is the answer.
 var errKilled = errors.New("killed")
 
+// Unprivileged reports whether a probe was refused because this process is not
+// root: what root meets is another question.
+func Unprivileged(err error) bool { return errors.Is(err, os.ErrPermission) && os.Geteuid() != 0 }
+
 // limit is how long a child may take. The slowest probe, a FUSE program that
 // starts in gVisor, takes about a second.
 const limit = 10 * time.Second
@@ -82,7 +86,7 @@ func child() {
 	switch {
 	case err == nil:
 		fmt.Println(fine)
-	case errors.Is(err, ErrUnclear):
+	case errors.Is(err, ErrUnclear), Unprivileged(err):
 		fmt.Println(unclear + oneLine([]byte(err.Error())))
 	default:
 		fmt.Println(refused + oneLine([]byte(err.Error())))
