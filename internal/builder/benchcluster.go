@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -151,7 +152,8 @@ func onBoth(name string, f bench.Figures) []measurement {
 	}
 	return []measurement{
 		{name: name + ": up of a stopped cluster", value: median(f.UpStopped), unit: "s", limit: upStoppedLimit},
-		{name: name + ": down", value: median(f.Down), unit: "s", limit: downLimit},
+		{name: name + ": down", value: median(f.Down), unit: "s", limit: downLimit,
+			parts: fmt.Sprintf("the slowest of %d %.1f s", len(f.Down), slices.Max(f.Down))},
 		{name: name + ": memory of the idle node, in all", value: megabytes(rss), unit: "MB", limit: rssLimit, parts: parts},
 	}
 }
