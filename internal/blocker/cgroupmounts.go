@@ -14,29 +14,26 @@ import (
 	"k3s9p/internal/rmtree"
 )
 
-// cgroupRoot is a variable for the tests.
-var cgroupRoot = "/sys/fs/cgroup"
-
 var cgroupMounts = Blocker{
 	ID:      "cgroup-mounts",
 	Title:   "no cgroups are mounted",
 	Symptom: "failed to get cgroup mounts",
 	Source:  "k8s.io/kubernetes pkg/kubelet/cm; runsc mounts cgroups only where the OCI specification of the sandbox asks for it",
 	Remedy:  Machine,
-	Action:  "the controllers that the kernel has are mounted below " + cgroupRoot,
+	Action:  "the controllers that the kernel has are mounted below " + probe.CgroupRoot,
 	Check: func(context.Context, *Host) (Answer, string) {
-		mounted, err := probe.Cgroups(cgroupRoot)
+		mounted, err := probe.Cgroups(probe.CgroupRoot)
 		switch {
 		case err != nil:
 			return unclear(err)
 		case len(mounted) == 0:
-			return Found, "the mount table has no cgroups at or below " + cgroupRoot
+			return Found, "the mount table has no cgroups at or below " + probe.CgroupRoot
 		}
-		return Fine, fmt.Sprintf("%d mounts of cgroups at or below %s", len(mounted), cgroupRoot)
+		return Fine, fmt.Sprintf("%d mounts of cgroups at or below %s", len(mounted), probe.CgroupRoot)
 	},
 	Fix: func(h *Host) error {
 		if !h.OwnMounts {
-			if err := h.journal().Record("cgroup-mounts", cgroupRoot); err != nil {
+			if err := h.journal().Record("cgroup-mounts", probe.CgroupRoot); err != nil {
 				return err
 			}
 		}
@@ -66,16 +63,16 @@ var cgroupMounts = Blocker{
 // per controller of cgroup v1: gVisor has six (findings of September 2025 to 2026),
 // and refuses two in one mount.
 func mountCgroups() error {
-	if err := unix.Mount("cgroup2", cgroupRoot, "cgroup2", 0, ""); err == nil {
+	if err := unix.Mount("cgroup2", probe.CgroupRoot, "cgroup2", 0, ""); err == nil {
 		return nil
 	}
-	if err := unix.Mount("tmpfs", cgroupRoot, "tmpfs", 0, "mode=755"); err != nil {
-		return fmt.Errorf("mount a tmpfs at %s: %w", cgroupRoot, err)
+	if err := unix.Mount("tmpfs", probe.CgroupRoot, "tmpfs", 0, "mode=755"); err != nil {
+		return fmt.Errorf("mount a tmpfs at %s: %w", probe.CgroupRoot, err)
 	}
 	var failures error
 	mounted := 0
 	for _, controller := range []string{"cpu", "cpuacct", "cpuset", "memory", "devices", "pids", "freezer", "blkio"} {
-		dir := filepath.Join(cgroupRoot, controller)
+		dir := filepath.Join(probe.CgroupRoot, controller)
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return err
 		}
@@ -86,7 +83,7 @@ func mountCgroups() error {
 		mounted++
 	}
 	if mounted == 0 {
-		return errors.Join(failures, unix.Unmount(cgroupRoot, unix.MNT_DETACH))
+		return errors.Join(failures, unix.Unmount(probe.CgroupRoot, unix.MNT_DETACH))
 	}
 	return nil
 }

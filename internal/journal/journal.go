@@ -9,7 +9,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+
+	"github.com/moby/sys/atomicwriter"
 
 	"k3s9p/internal/hint"
 )
@@ -32,6 +35,13 @@ func (j Journal) Has(id string) bool {
 	return err == nil
 }
 
+// Empty reports whether no change is recorded: a journal that cannot be read may hold
+// some.
+func (j Journal) Empty() bool {
+	entries, err := os.ReadDir(j.Dir)
+	return errors.Is(err, os.ErrNotExist) || err == nil && !slices.ContainsFunc(entries, func(e os.DirEntry) bool { return filepath.Ext(e.Name()) == ".json" })
+}
+
 // Record writes what is about to be changed. An entry of this boot stays: it tells
 // of the machine as it was before the first change.
 func (j Journal) Record(id string, change any) error {
@@ -50,16 +60,7 @@ func (j Journal) Record(id string, change any) error {
 	if err != nil {
 		return err
 	}
-	aside, err := os.CreateTemp(j.Dir, ".tmp-")
-	if err != nil {
-		return fmt.Errorf("record a change, so that it can be undone: %w", err)
-	}
-	_, err = aside.Write(append(data, '\n'))
-	if err = errors.Join(err, aside.Sync(), aside.Close()); err == nil {
-		err = os.Rename(aside.Name(), j.file(id))
-	}
-	if err != nil {
-		os.Remove(aside.Name())
+	if err := atomicwriter.WriteFile(j.file(id), append(data, '\n'), 0o600); err != nil {
 		return fmt.Errorf("record a change, so that it can be undone: %w", err)
 	}
 	return nil

@@ -3,12 +3,15 @@ package node
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"strings"
 
 	"sigs.k8s.io/yaml"
+
+	"k3s9p/internal/rmtree"
 )
 
 // port is the apiserver's.
@@ -66,10 +69,14 @@ func (n *Node) certificates(ctx context.Context) error {
 	if _, err := os.Stat(n.paths.pkiFile(complete)); err == nil {
 		return nil
 	}
+	// Nothing has used them yet, and kubeadm refuses a key without its certificate.
+	if err := errors.Join(rmtree.Tree(n.paths.pki()), rmtree.Tree(n.paths.kubeconfigs())); err != nil {
+		return err
+	}
 	if _, err := n.kubeadm(ctx, "init", "phase", "certs", "all", "--config="+file); err != nil {
 		return err
 	}
-	if _, err := n.kubeadm(ctx, "init", "phase", "kubeconfig", "all", "--config="+file, "--kubeconfig-dir="+n.paths.at("kubeconfig")); err != nil {
+	if _, err := n.kubeadm(ctx, "init", "phase", "kubeconfig", "all", "--config="+file, "--kubeconfig-dir="+n.paths.kubeconfigs()); err != nil {
 		return err
 	}
 	dns, err := n.kubeadm(ctx, "kubeconfig", "user", "--config="+file, "--client-name="+dnsUser, "--validity-period="+validity)

@@ -10,10 +10,68 @@ import (
 	"strings"
 	"time"
 
+	"k3s9p/internal/hint"
 	"k3s9p/internal/probe"
 )
 
-const cgroupRoot = "/sys/fs/cgroup"
+// cgroup is the parent of the cgroups of all pods, in each hierarchy.
+const cgroup = "/k3s9p"
+
+// cgroupsChange is the record of cgroups that were made: one of this name, in each
+// hierarchy.
+type cgroupsChange struct {
+	Name string `json:"name"`
+}
+
+// makeCgroup makes it; the kubelet demands that it exists. One that exists is
+// somebody else's: a node of another data directory.
+func makeCgroup(p Paths) error {
+	if there := cgroupDirectories(cgroup); len(there) > 0 {
+		return hint.Add(fmt.Errorf("there is a cgroup %s already, and it is not this node's", there[0]), "another cluster on this machine has made it: stop that")
+	}
+	if err := p.journal().Record("cgroups", cgroupsChange{cgroup}); err != nil {
+		return err
+	}
+	if v2, err := unified(); err != nil {
+		return err
+	} else if v2 {
+		return enableControllers()
+	}
+	return makeInHierarchies()
+}
+
+// makeInHierarchies makes it in each hierarchy of cgroup v1.
+func makeInHierarchies() error {
+	hierarchies, err := os.ReadDir(probe.CgroupRoot)
+	if err != nil {
+		return err
+	}
+	made := 0
+	for _, hierarchy := range hierarchies {
+		dir := filepath.Join(probe.CgroupRoot, hierarchy.Name())
+		info, err := os.Stat(dir)
+		if err != nil || !info.IsDir() {
+			continue
+		}
+		if err := os.Mkdir(dir+cgroup, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return fmt.Errorf("make a cgroup: %w", err)
+		}
+		// A new cpuset has no processors until it is told (kernel documentation,
+		// admin-guide/cgroup-v1/cpusets).
+		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+			if value, err := os.ReadFile(filepath.Join(dir, file)); err == nil {
+				if err := os.WriteFile(filepath.Join(dir+cgroup, file), value, 0o644); err != nil {
+					return fmt.Errorf("give a cgroup its processors: %w", err)
+				}
+			}
+		}
+		made++
+	}
+	if made == 0 {
+		return fmt.Errorf("there is no hierarchy of cgroups in %s", probe.CgroupRoot)
+	}
+	return nil
+}
 
 // unified reports whether cgroup v2 is what /sys/fs/cgroup has.
 func unified() (bool, error) {
@@ -25,7 +83,7 @@ func unified() (bool, error) {
 // its parent has (kernel documentation, admin-guide/cgroup-v2, "Controlling
 // Controllers").
 func enableControllers() error {
-	controllers, err := os.ReadFile(filepath.Join(cgroupRoot, "cgroup.controllers"))
+	controllers, err := os.ReadFile(filepath.Join(probe.CgroupRoot, "cgroup.controllers"))
 	if err != nil {
 		return err
 	}
@@ -33,10 +91,10 @@ func enableControllers() error {
 	for _, controller := range strings.Fields(string(controllers)) {
 		enable += " +" + controller
 	}
-	if err := os.Mkdir(cgroupRoot+cgroup, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+	if err := os.Mkdir(probe.CgroupRoot+cgroup, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("make a cgroup: %w", err)
 	}
-	for _, dir := range []string{cgroupRoot, cgroupRoot + cgroup} {
+	for _, dir := range []string{probe.CgroupRoot, probe.CgroupRoot + cgroup} {
 		// Where processes are in the parent this is refused; the kubelet says
 		// what it lacks then.
 		_ = os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte(strings.TrimSpace(enable)), 0o644)
@@ -44,35 +102,49 @@ func enableControllers() error {
 	return nil
 }
 
-// nodeCgroups are the directories of the node's cgroup, one per hierarchy.
-func nodeCgroups() []string {
-	dirs, _ := filepath.Glob(filepath.Join(cgroupRoot, "*"+cgroup))
-	if _, err := os.Stat(cgroupRoot + cgroup); err == nil {
-		dirs = append(dirs, cgroupRoot+cgroup)
+// cgroupDirectories are the directories of a cgroup, one per hierarchy.
+func cgroupDirectories(name string) []string {
+	dirs, _ := filepath.Glob(filepath.Join(probe.CgroupRoot, "*"+name))
+	if _, err := os.Stat(probe.CgroupRoot + name); err == nil {
+		dirs = append(dirs, probe.CgroupRoot+name)
+	}
+	return dirs
+}
+
+// nodeCgroups are the cgroups that this node has made since the machine was started,
+// and those in them, outer ones first.
+func nodeCgroups(p Paths) []string {
+	var change cgroupsChange
+	recorded, sameBoot, err := p.journal().Read("cgroups", &change)
+	if err != nil || !recorded || !sameBoot {
+		return nil
+	}
+	var dirs []string
+	for _, root := range cgroupDirectories(change.Name) {
+		_ = filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+			if err == nil && entry.IsDir() {
+				dirs = append(dirs, path)
+			}
+			return nil
+		})
 	}
 	return dirs
 }
 
 // removeCgroups removes the node's cgroups, innermost first. Their processes have
 // to have ended; the kernel may need a moment to see that.
-func removeCgroups() error {
+func removeCgroups(p Paths) error {
 	for deadline := time.Now().Add(3 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		var failures error
-		for _, root := range nodeCgroups() {
-			var dirs []string
-			_ = filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
-				if err == nil && entry.IsDir() {
-					dirs = append(dirs, path)
-				}
-				return nil
-			})
-			for _, dir := range slices.Backward(dirs) {
-				if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
-					failures = errors.Join(failures, err)
-				}
+		for _, dir := range slices.Backward(nodeCgroups(p)) {
+			if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+				failures = errors.Join(failures, err)
 			}
 		}
-		if failures == nil || time.Now().After(deadline) {
+		if failures == nil {
+			return p.journal().Forget("cgroups")
+		}
+		if time.Now().After(deadline) {
 			return failures
 		}
 	}

@@ -4,11 +4,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 
+	"github.com/moby/sys/atomicwriter"
 	"github.com/vishvananda/netlink"
 
 	"k3s9p/internal/hint"
@@ -38,8 +39,7 @@ func (c Cluster) PodCIDR() netip.Prefix {
 // Address is that of the bridge: the first one for pods.
 func (c Cluster) Address() netip.Addr { return c.PodCIDR().Addr().Next() }
 
-// APIService is the address of the Service kubernetes.default, and DNS that of the
-// cluster's DNS server.
+// APIService is the address of the Service kubernetes.default.
 func (c Cluster) APIService() netip.Addr { return c.ServiceCIDR.Masked().Addr().Next() }
 
 // DNS is the address of the cluster's DNS server: the tenth, as everywhere.
@@ -136,11 +136,11 @@ func choose(o Options, distribution string, routes []netip.Prefix) (Cluster, err
 	return Cluster{}, err
 }
 
-// The sizes that are of use: a /24 for pods at most fits, and Services need more
-// than DNS and the apiserver.
+// The sizes of a network that are of use, in bits of its prefix: the smallest has room
+// for DNS, the apiserver and a few dozen pods or Services.
 const (
-	smallestPods     = 26
-	smallestServices = 26
+	largest  = 8
+	smallest = 26
 )
 
 func prefix(what, flag, asked, otherwise string) (netip.Prefix, error) {
@@ -155,8 +155,8 @@ func prefix(what, flag, asked, otherwise string) (netip.Prefix, error) {
 		return p, hint.Add(fmt.Errorf("the %s %s is not IPv4", what, p), "%s %s", flag, otherwise)
 	case p != p.Masked():
 		return p, hint.Add(fmt.Errorf("the %s %s has bits set behind its prefix", what, p), "%s %s", flag, p.Masked())
-	case p.Bits() > smallestPods || p.Bits() < 8:
-		return p, hint.Add(fmt.Errorf("the %s %s has a prefix of %d bits: it is 8 to %d", what, p, p.Bits(), smallestPods), "%s %s", flag, otherwise)
+	case p.Bits() > smallest || p.Bits() < largest:
+		return p, hint.Add(fmt.Errorf("the %s %s has a prefix of %d bits: it is %d to %d", what, p, p.Bits(), largest, smallest), "%s %s", flag, otherwise)
 	}
 	return p, nil
 }
@@ -220,7 +220,10 @@ func (c Cluster) save(p Paths) error {
 	return writeFile(p.cluster(), append(data, '\n'), 0o644)
 }
 
-// writeFile replaces a file as a whole.
+// writeFile replaces a file as a whole, and makes its directory.
 func writeFile(name string, data []byte, mode os.FileMode) error {
-	return replaceFile(name, mode, func(w io.Writer) error { _, err := w.Write(data); return err })
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		return err
+	}
+	return atomicwriter.WriteFile(name, data, mode)
 }

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"k3s9p/internal/probe"
 )
 
 func prefixes(texts ...string) []netip.Prefix {
@@ -161,5 +163,62 @@ func TestDirectoriesThatWereMadeAreRemovedIfEmpty(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, "c", "theirs")); err != nil {
 		t.Errorf("what somebody else put there is gone: %v", err)
+	}
+}
+
+// A node that was killed has to be found by down, whatever of it is left.
+func TestWhatIsLeftIsPending(t *testing.T) {
+	p := Paths{t.TempDir()}
+	if p.pending() {
+		t.Error("an empty directory has something to take back")
+	}
+	if err := p.journal().Record("nat", natChange{}); err != nil {
+		t.Fatal(err)
+	}
+	if !p.pending() {
+		t.Error("a recorded change is not noticed")
+	}
+	if err := p.journal().Forget("nat"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(p.run(), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if !p.pending() {
+		t.Error("what a killed node left is not noticed")
+	}
+}
+
+// The cgroup has the same name for each data directory: one that this node has not
+// made since the machine was started is another one's, whose pods may run in it.
+func TestCgroupsOfOthersAreNotOurs(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("a cgroup needs root")
+	}
+	name := "/k3s9p-test-of-node"
+	hierarchies, _ := filepath.Glob(probe.CgroupRoot + "/*/cgroup.procs")
+	if len(hierarchies) == 0 {
+		t.Skip("no cgroups here")
+	}
+	dir := filepath.Dir(hierarchies[0]) + name
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Skipf("no cgroup can be made here: %v", err)
+	}
+	t.Cleanup(func() { os.Remove(dir) })
+	p := Paths{t.TempDir()}
+	if ours := nodeCgroups(p); len(ours) > 0 {
+		t.Errorf("without a record %v are ours", ours)
+	}
+	if err := p.journal().Record("cgroups", cgroupsChange{name}); err != nil {
+		t.Fatal(err)
+	}
+	if ours := nodeCgroups(p); len(ours) != 1 || ours[0] != dir {
+		t.Errorf("of this boot %v are ours", ours)
+	}
+	if err := os.WriteFile(filepath.Join(p.at("fixes"), "cgroups.json"), []byte(`{"boot":"earlier","change":{"name":"`+name+`"}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if ours := nodeCgroups(p); len(ours) > 0 {
+		t.Errorf("after a reboot %v are ours", ours)
 	}
 }

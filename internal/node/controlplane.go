@@ -12,7 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// The programs of a node, as they are called in status and logs.
+// The programs of a node, as they are called in the bundle, in status and in logs.
 const (
 	kine              = "kine"
 	apiserver         = "kube-apiserver"
@@ -28,7 +28,7 @@ func (n *Node) datastore(context.Context) error {
 	if err := os.MkdirAll(filepath.Dir(n.paths.database()), 0o700); err != nil {
 		return err
 	}
-	return n.start(kine, 10*time.Second, "kine",
+	return n.start(kine, 10*time.Second,
 		"--endpoint=sqlite://"+n.paths.database()+"?_journal=WAL&cache=shared&_busy_timeout=30000&_txlock=immediate",
 		"--listen-address=unix://"+n.paths.datastore(),
 		"--metrics-bind-address=0")
@@ -67,7 +67,7 @@ func (n *Node) apiserver(ctx context.Context) error {
 	if err := n.supervisor.Await(ctx, func(context.Context) error { return dials("unix", n.paths.datastore()) }, kine); err != nil {
 		return err
 	}
-	if err := n.start(apiserver, 20*time.Second, "kube-apiserver", append(args, flagsOf(n.options.APIServerArgs)...)...); err != nil {
+	if err := n.start(apiserver, 20*time.Second, append(args, flagsOf(n.options.APIServerArgs)...)...); err != nil {
 		return err
 	}
 	client, err := newClient(n.paths.conf("super-admin"))
@@ -146,6 +146,6 @@ func (n *Node) controllers(context.Context) error {
 		"--flex-volume-plugin-dir="+n.paths.kubelet()+"/volume-plugins",
 	)
 	return errors.Join(
-		n.start(controllerManager, 10*time.Second, "kube-controller-manager", append(manager, flagsOf(n.options.ControllerManagerArgs)...)...),
-		n.start(scheduler, 10*time.Second, "kube-scheduler", append(common("scheduler"), flagsOf(n.options.SchedulerArgs)...)...))
+		n.start(controllerManager, 10*time.Second, append(manager, flagsOf(n.options.ControllerManagerArgs)...)...),
+		n.start(scheduler, 10*time.Second, append(common("scheduler"), flagsOf(n.options.SchedulerArgs)...)...))
 }

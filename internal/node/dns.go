@@ -57,7 +57,7 @@ func (n *Node) dns(ctx context.Context) error {
 	if err := writeFile(file, fmt.Appendf(nil, corefile, n.cluster.DNS(), n.paths.conf("coredns"), forward), 0o644); err != nil {
 		return err
 	}
-	return n.start(coredns, 10*time.Second, "coredns", "-conf="+file)
+	return n.start(coredns, 10*time.Second, "-conf="+file)
 }
 
 // dnsAnswers asks the DNS server for the address of the apiserver's Service.

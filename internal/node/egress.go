@@ -25,7 +25,8 @@ const jumbo = 65535
 type egress struct {
 	backend nat.Backend
 	how     string
-	proxy   *svcproxy.TCP // nil where the kernel does it all
+	proxied bool          // TCP goes through the proxy
+	proxy   *svcproxy.TCP // when it is open
 }
 
 // masquerade is the ordinary way: the kernel gives what leaves the node the node's
@@ -104,7 +105,7 @@ func (n *Node) chooseEgress() error {
 		return nil
 	}
 	n.settings.Network.MTU = jumbo
-	n.egress = egress{backend: found.Backend, how: "TCP by a proxy in userspace, UDP by " + found.Backend.String()}
+	n.egress = egress{backend: found.Backend, proxied: true, how: "TCP by a proxy in userspace, UDP by " + found.Backend.String()}
 	if up == nil {
 		n.egress.how += " (there is no default route)"
 	}
@@ -117,7 +118,7 @@ func (n *Node) openEgress(context.Context) error {
 		return nil
 	}
 	rules := n.cluster.masquerade()
-	if n.settings.Network.MTU == jumbo {
+	if n.egress.proxied {
 		proxy, err := svcproxy.ListenEgress(netip.AddrPortFrom(n.cluster.Address(), 0), svcproxy.Policy{}, svcproxy.Options{Log: n.log})
 		if err != nil {
 			return err

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -20,7 +18,7 @@ func (n *Node) kubelet(context.Context) error {
 		"--node-ip="+n.cluster.Address().String(),
 	)
 	n.started = time.Now()
-	return n.start(kubelet, 10*time.Second, "kubelet", append(args, flagsOf(n.options.KubeletArgs)...)...)
+	return n.start(kubelet, 10*time.Second, append(args, flagsOf(n.options.KubeletArgs)...)...)
 }
 
 // KubeletArgs are the arguments of a kubelet, with or without a control plane.
@@ -30,47 +28,6 @@ func KubeletArgs(s config.Settings, files config.Files, nodeName string) []strin
 		"--root-dir=" + s.Kubelet.RootDir,
 		"--hostname-override=" + nodeName,
 	}
-}
-
-// cgroup is the parent of the cgroups of all pods, in each hierarchy.
-const cgroup = "/k3s9p"
-
-// makeCgroup makes it; the kubelet demands that it exists.
-func makeCgroup() error {
-	if v2, err := unified(); err != nil {
-		return err
-	} else if v2 {
-		return enableControllers()
-	}
-	hierarchies, err := os.ReadDir(cgroupRoot)
-	if err != nil {
-		return err
-	}
-	made := 0
-	for _, hierarchy := range hierarchies {
-		dir := filepath.Join(cgroupRoot, hierarchy.Name())
-		info, err := os.Stat(dir)
-		if err != nil || !info.IsDir() {
-			continue
-		}
-		if err := os.Mkdir(dir+cgroup, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-			return fmt.Errorf("make a cgroup: %w", err)
-		}
-		// A new cpuset has no processors until it is told (kernel documentation,
-		// admin-guide/cgroup-v1/cpusets).
-		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
-			if value, err := os.ReadFile(filepath.Join(dir, file)); err == nil {
-				if err := os.WriteFile(filepath.Join(dir+cgroup, file), value, 0o644); err != nil {
-					return fmt.Errorf("give a cgroup its processors: %w", err)
-				}
-			}
-		}
-		made++
-	}
-	if made == 0 {
-		return fmt.Errorf("there is no hierarchy of cgroups in %s", cgroupRoot)
-	}
-	return nil
 }
 
 // nodeReady asks for the condition Ready of the node, of this start: the database

@@ -1,7 +1,6 @@
 package node
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -11,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 
 	"k3s9p/internal/blocker"
@@ -25,7 +25,7 @@ func clean(p Paths) error {
 		return err // what they hold cannot be removed
 	}
 	return errors.Join(
-		removeCgroups(),
+		removeCgroups(p),
 		removeRules(p),
 		removeNetwork(p),
 		blocker.Undo(&blocker.Host{Data: p.Data}),
@@ -34,11 +34,13 @@ func clean(p Paths) error {
 	)
 }
 
-// endProcesses kills what a node left: processes whose program is below its data
-// directory, the shims among them, and those in its cgroups.
+// endProcesses kills what a node left, until nothing of it is left.
 func endProcesses(p Paths) error {
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		left := processes(p)
+		left, err := processes(p)
+		if err != nil {
+			return fmt.Errorf("look for processes of the node: %w", err)
+		}
 		if len(left) == 0 {
 			return nil
 		}
@@ -53,57 +55,52 @@ func endProcesses(p Paths) error {
 	}
 }
 
-// processes are those of a node by their id, except for this one, with their
-// names.
-func processes(p Paths) map[int]string {
-	found := make(map[int]string)
-	add := func(pid int) {
-		if pid <= 1 || pid == os.Getpid() {
-			return
-		}
-		name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-		if err != nil || zombie(pid) {
-			return
-		}
-		found[pid] = strings.TrimSpace(string(name))
-	}
-	programs := []byte(p.bundles() + "/")
-	executables, _ := filepath.Glob("/proc/[0-9]*/exe")
-	for _, link := range executables {
-		target, err := os.Readlink(link)
-		if err == nil && bytes.HasPrefix([]byte(target), programs) {
-			if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(link))); err == nil {
-				add(pid)
-			}
-		}
-	}
-	for _, root := range nodeCgroups() {
-		for _, pattern := range []string{"", "*", "*/*", "*/*/*", "*/*/*/*"} {
-			lists, _ := filepath.Glob(filepath.Join(root, pattern, "cgroup.procs"))
-			for _, list := range lists {
-				data, err := os.ReadFile(list)
-				if err != nil {
-					continue
-				}
-				for line := range strings.FieldsSeq(string(data)) {
-					if pid, err := strconv.Atoi(line); err == nil {
-						add(pid)
-					}
-				}
-			}
-		}
-	}
-	return found
-}
-
-// zombie reports whether a process has ended and waits for its parent.
-func zombie(pid int) bool {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+// processes are those of a node by their id, with their names: those whose program is
+// below its data directory, the shims among them; what these have started, which is
+// the containers; and those in its cgroups, which are the containers of shims that
+// have ended. This process is not among them.
+func processes(p Paths) (map[int]string, error) {
+	all, err := procfs.AllProcs()
 	if err != nil {
-		return true
+		return nil, err
 	}
-	_, rest, found := bytes.Cut(data[bytes.LastIndexByte(data, ')')+1:], []byte(" "))
-	return !found || len(rest) == 0 || rest[0] == 'Z' || rest[0] == 'X'
+	stats := make(map[int]procfs.ProcStat)
+	children := make(map[int][]int)
+	var roots []int
+	for _, process := range all {
+		stat, err := process.Stat()
+		if err != nil || stat.State == "Z" || stat.State == "X" {
+			continue // it has ended
+		}
+		stats[stat.PID] = stat
+		children[stat.PPID] = append(children[stat.PPID], stat.PID)
+		if program, err := process.Executable(); err == nil && strings.HasPrefix(program, p.bundles()+"/") {
+			roots = append(roots, stat.PID)
+		}
+	}
+	for _, dir := range nodeCgroups(p) {
+		list, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		if err != nil {
+			continue
+		}
+		for text := range strings.FieldsSeq(string(list)) {
+			if pid, err := strconv.Atoi(text); err == nil {
+				roots = append(roots, pid)
+			}
+		}
+	}
+	found := make(map[int]string)
+	for len(roots) > 0 {
+		pid := roots[len(roots)-1]
+		roots = roots[:len(roots)-1]
+		stat, lives := stats[pid]
+		if _, known := found[pid]; known || !lives || pid <= 1 || pid == os.Getpid() {
+			continue
+		}
+		found[pid] = stat.Comm
+		roots = append(roots, children[pid]...)
+	}
+	return found, nil
 }
 
 // directoriesChange is the record of directories that were made.

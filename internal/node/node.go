@@ -57,9 +57,6 @@ type step struct {
 
 // up brings the node up. What it did until an error is taken back by down.
 func (n *Node) up(ctx context.Context) error {
-	if err := n.isolateMounts(); err != nil {
-		return err
-	}
 	var runtime errgroup.Group
 	for _, s := range []step{
 		{"unpack the programs", n.unpack},
@@ -74,7 +71,12 @@ func (n *Node) up(ctx context.Context) error {
 		{"start the container runtime", func(context.Context) (string, error) {
 			err := n.containerRuntime(ctx)
 			if err == nil {
-				runtime.Go(func() error { return errors.Join(n.runtimeReady(ctx), n.importedWhenReady(ctx)) })
+				runtime.Go(func() error {
+					if err := n.runtimeReady(ctx); err != nil {
+						return err
+					}
+					return n.images(ctx)
+				})
 			}
 			return "", err
 		}},
@@ -95,14 +97,6 @@ func (n *Node) up(ctx context.Context) error {
 	return nil
 }
 
-// importedWhenReady is the second half of the runtime's start.
-func (n *Node) importedWhenReady(ctx context.Context) error {
-	if ctx.Err() != nil {
-		return nil
-	}
-	return n.images(ctx)
-}
-
 // plain makes a step of functions that have nothing to say.
 func plain(functions ...func(context.Context) error) func(context.Context) (string, error) {
 	return func(ctx context.Context) (string, error) {
@@ -117,7 +111,7 @@ func plain(functions ...func(context.Context) error) func(context.Context) (stri
 
 // isolateMounts keeps what is mounted from now on in this namespace: mounts made
 // outside still appear in here. Then package blocker makes them shared, for pods.
-func (n *Node) isolateMounts() error {
+func isolateMounts() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return fmt.Errorf("keep the node's mounts to itself: %w", err)
 	}
@@ -208,7 +202,7 @@ func (n *Node) fix(ctx context.Context) (string, error) {
 	if err := n.chooseEgress(); err != nil {
 		return "", err
 	}
-	if err := makeCgroup(); err != nil {
+	if err := makeCgroup(n.paths); err != nil {
 		return "", err
 	}
 	if n.files, err = n.settings.Write(n.paths.etc()); err != nil {
@@ -252,12 +246,12 @@ func hostOf(p Paths, bundle string, s *config.Settings) *blocker.Host {
 // program is the path of one of the node's programs.
 func (n *Node) program(name string) string { return filepath.Join(n.bundle, "bin", name) }
 
-func (n *Node) start(name string, grace time.Duration, program string, args ...string) error {
-	return n.startWith(name, grace, n.environment(), program, args...)
+func (n *Node) start(name string, grace time.Duration, args ...string) error {
+	return n.startWith(name, grace, n.environment(), args...)
 }
 
-func (n *Node) startWith(name string, grace time.Duration, env []string, program string, args ...string) error {
-	return n.supervisor.Start(supervisor.Program{Name: name, Args: append([]string{n.program(program)}, args...), Env: env, Grace: grace})
+func (n *Node) startWith(name string, grace time.Duration, env []string, args ...string) error {
+	return n.supervisor.Start(supervisor.Program{Name: name, Args: append([]string{n.program(name)}, args...), Env: env, Grace: grace})
 }
 
 // down ends the node and takes back what it changed.
@@ -269,6 +263,12 @@ func (n *Node) down() error {
 			n.log.Warn("stop the pods; what is left of them is killed", "error", err)
 		}
 		cancel()
+	}
+	if n.client != nil {
+		// The apiserver waits five seconds for a connection on which nothing has been
+		// asked yet (net/http Server.Shutdown, golang.org/issue/22682), and a client
+		// keeps such ones.
+		n.client.http.CloseIdleConnections()
 	}
 	n.supervisor.StopAll()
 	n.closeServices()

@@ -3,7 +3,6 @@ package node
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -69,23 +68,4 @@ func flagsOf(args []string) []string {
 
 func invalidNodeName(name string) string {
 	return strings.Join(validation.IsDNS1123Subdomain(name), "; ")
-}
-
-// replaceFile writes a file aside and renames it into place.
-func replaceFile(name string, mode os.FileMode, write func(io.Writer) error) error {
-	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-		return err
-	}
-	aside, err := os.CreateTemp(filepath.Dir(name), ".tmp-")
-	if err != nil {
-		return err
-	}
-	err = errors.Join(write(aside), aside.Chmod(mode), aside.Close())
-	if err == nil {
-		err = os.Rename(aside.Name(), name)
-	}
-	if err != nil {
-		os.Remove(aside.Name())
-	}
-	return err
 }

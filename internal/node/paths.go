@@ -24,6 +24,7 @@ func (p Paths) pkiFile(n string) string { return p.at("pki", n) }
 func (p Paths) database() string        { return p.at("db", "state.db") }
 func (p Paths) containerd() string      { return p.at("containerd") }
 func (p Paths) kubelet() string         { return p.at("kubelet") }
+func (p Paths) kubeconfigs() string     { return p.at("kubeconfig") }
 func (p Paths) conf(user string) string { return p.at("kubeconfig", user+".conf") }
 
 // Logs is the directory of the programs' logs.

@@ -61,7 +61,7 @@ func portsFree(p Paths) error {
 		_, text, _ := net.SplitHostPort(l.address)
 		number, _ := strconv.Atoi(text)
 		pid, who := holder(number)
-		if _, own := processes(p)[pid]; own {
+		if left, err := processes(p); err == nil && left[pid] != "" {
 			continue
 		}
 		return hint.Add(fmt.Errorf("port %s, which %s needs, is in use by %s", text, l.program, who), "stop that: there can be one cluster on a machine")

@@ -30,7 +30,7 @@ func (n *Node) containerRuntime(context.Context) error {
 			return fmt.Errorf("mount a tmpfs for images at %s: %w", n.paths.containerd(), err)
 		}
 	}
-	return n.startWith(containerd, 10*time.Second, n.pullEnvironment(), "containerd", ContainerdArgs(n.files)...)
+	return n.startWith(containerd, 10*time.Second, n.pullEnvironment(), ContainerdArgs(n.files)...)
 }
 
 // ContainerdArgs are the arguments of containerd.

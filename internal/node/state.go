@@ -119,6 +119,9 @@ func (p Paths) running() (bool, error) {
 	}
 	lock := flock.New(p.lock())
 	free, err := lock.TryRLock()
+	if errors.Is(err, os.ErrPermission) {
+		return false, hint.Add(fmt.Errorf("the cluster in %s belongs to root", p.Data), "run it again with sudo")
+	}
 	if err != nil {
 		return false, fmt.Errorf("look whether the node in %s runs: %w", p.Data, err)
 	}

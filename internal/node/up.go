@@ -176,20 +176,28 @@ func supervise() {
 }
 
 // run is the life of a node.
-func run(ctx context.Context, o order, tell func(report)) (err error) {
+func run(ctx context.Context, o order, tell func(report)) error {
 	p := Paths{o.Options.DataDir}
 	if err := os.MkdirAll(p.Logs(), 0o755); err != nil {
 		return fmt.Errorf("make the data directory: %w", err)
 	}
 	lock := flock.New(p.lock())
-	if alone, err := lock.TryLock(); err != nil {
+	// Who only looks whether a node runs holds it for a moment.
+	moment, cancel := context.WithTimeout(ctx, time.Second)
+	alone, err := lock.TryLockContext(moment, 20*time.Millisecond)
+	cancel()
+	if !alone {
+		if err == nil || errors.Is(err, context.DeadlineExceeded) {
+			return runningError(p)
+		}
 		return fmt.Errorf("lock %s: %w", p.lock(), err)
-	} else if !alone {
-		return runningError(p)
 	}
 	defer lock.Close() // at last: who gets it finds nothing of this node
 	n, err := newNode(o, p)
 	if err != nil {
+		return err
+	}
+	if err := isolateMounts(); err != nil {
 		return err
 	}
 	if err := clean(p); err != nil {
@@ -323,7 +331,7 @@ func Down(o Options, purge bool, printer *progress.Printer) (bool, error) {
 		return false, err
 	}
 	var work bool
-	if _, err := os.Stat(p.run()); running || err == nil {
+	if running || p.pending() {
 		work = true
 		step := printer.Step("stop the node")
 		if err := stop(p); err != nil {
@@ -342,6 +350,13 @@ func Down(o Options, purge bool, printer *progress.Printer) (bool, error) {
 		work = true
 	}
 	return work, nil
+}
+
+// pending reports whether a node has left something on this machine that is to be
+// taken back, besides its data.
+func (p Paths) pending() bool {
+	_, err := os.Stat(p.run())
+	return err == nil || !p.journal().Empty()
 }
 
 // ours returns an error for a directory that no node has made: it would be removed.

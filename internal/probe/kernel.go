@@ -24,8 +24,8 @@ func Open(path string) error {
 // /sys/fs/cgroup is not of type cgroup2 (man 7 cgroups).
 func CgroupV1() (bool, error) {
 	var s unix.Statfs_t
-	if err := unix.Statfs(cgroupRoot, &s); err != nil {
-		return false, &os.PathError{Op: "statfs", Path: cgroupRoot, Err: err}
+	if err := unix.Statfs(CgroupRoot, &s); err != nil {
+		return false, &os.PathError{Op: "statfs", Path: CgroupRoot, Err: err}
 	}
 	return s.Type != unix.CGROUP2_SUPER_MAGIC, nil
 }
@@ -42,10 +42,11 @@ func Cgroups(dir string) ([]string, error) {
 	return points, err
 }
 
-const cgroupRoot = "/sys/fs/cgroup"
+// CgroupRoot is where cgroups of either version are mounted.
+const CgroupRoot = "/sys/fs/cgroup"
 
 // CgroupFile returns the path of a file of a cgroup v1 controller's root.
-func CgroupFile(controller, name string) string { return filepath.Join(cgroupRoot, controller, name) }
+func CgroupFile(controller, name string) string { return filepath.Join(CgroupRoot, controller, name) }
 
 // Sysctl reads a kernel parameter and, if it has not the wanted value, writes back
 // the one that it has: what the kernel refuses then, it would refuse a node too.

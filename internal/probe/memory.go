@@ -27,9 +27,9 @@ func MemoryLimit(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnclear, err)
 	}
-	dir, file, swap := cgroupRoot, "memory.max", "memory.swap.max"
-	if v1 {
-		dir, file, swap = filepath.Join(cgroupRoot, "memory"), "memory.limit_in_bytes", "memory.memsw.limit_in_bytes"
+	dir, file, swap, swapLimit := CgroupRoot, "memory.max", "memory.swap.max", 0
+	if v1 { // whose limit of swap includes the memory
+		dir, file, swap, swapLimit = filepath.Join(CgroupRoot, "memory"), "memory.limit_in_bytes", "memory.memsw.limit_in_bytes", memoryLimit
 	}
 	group := filepath.Join(dir, fmt.Sprintf("k3s9p-probe-%d", os.Getpid()))
 	if err := os.Mkdir(group, 0o755); err != nil {
@@ -39,7 +39,7 @@ func MemoryLimit(ctx context.Context) error {
 	if err := os.WriteFile(filepath.Join(group, file), []byte(strconv.Itoa(memoryLimit)), 0o644); err != nil {
 		return fmt.Errorf("%w: limit a cgroup: %w", ErrUnclear, err)
 	}
-	_ = os.WriteFile(filepath.Join(group, swap), []byte(strconv.Itoa(map[bool]int{true: memoryLimit}[v1])), 0o644) // where there is swap
+	_ = os.WriteFile(filepath.Join(group, swap), []byte(strconv.Itoa(swapLimit)), 0o644) // where there is swap
 	err = isolated(ctx, 0, "memory", group)
 	if errors.Is(err, errKilled) {
 		return nil

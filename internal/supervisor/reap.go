@@ -1,15 +1,11 @@
 package supervisor
 
 import (
-	"bytes"
 	"context"
-	"fmt"
 	"os"
 	"os/signal"
-	"path/filepath"
-	"strconv"
-	"strings"
 
+	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -68,23 +64,16 @@ func (s *Supervisor) owns(pid int) bool {
 }
 
 // endedChildren lists the children of this process that have ended and that nobody
-// has waited for: state Z in /proc/PID/stat (proc_pid_stat(5)).
+// has waited for.
 func endedChildren() []int {
+	all, err := procfs.AllProcs()
+	if err != nil {
+		return nil
+	}
 	var found []int
-	own := strconv.Itoa(os.Getpid())
-	files, _ := filepath.Glob("/proc/[0-9]*/stat")
-	for _, file := range files {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			continue
-		}
-		fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:])) // the name may have blanks
-		if len(fields) < 2 || fields[0] != "Z" || fields[1] != own {
-			continue
-		}
-		var pid int
-		if _, err := fmt.Sscan(string(data), &pid); err == nil {
-			found = append(found, pid)
+	for _, process := range all {
+		if stat, err := process.Stat(); err == nil && stat.State == "Z" && stat.PPID == os.Getpid() {
+			found = append(found, stat.PID)
 		}
 	}
 	return found

@@ -6,7 +6,8 @@
 // A listener asks its Destinations where a flow goes, dials that from the node,
 // and copies. Egress is a listener that gets what pods send out of the cluster, by
 // a rule with target REDIRECT, and asks the kernel where it was going; a hostPort
-// is one with a fixed destination; a Service will be one that knows endpoints.
+// is one with a fixed destination; a Service is one that knows endpoints. A Table
+// keeps the listeners of all Services and hostPorts of a cluster.
 //
 // Do not use it where the kernel forwards and translates (any plain Linux): the
 // destination sees the node's address instead of the client's, a refused port

@@ -52,6 +52,12 @@ func TestNative(t *testing.T) {
 			t.Errorf("to the outside the pod %s is %q", pod.Name, output)
 		}
 	}
+	during := places()
+	for _, trace := range []string{"/sys/fs/cgroup/memory/k3s9p", "/run/containerd", "/var/lib/cni"} {
+		if !strings.Contains(before, trace) && !strings.Contains(during, trace) {
+			t.Errorf("there is no %s to be left: the comparison would prove nothing", trace)
+		}
+	}
 	if output, err := m.K3s9p("down"); err != nil {
 		t.Fatalf("k3s9p down: %v\n%s", err, output)
 	}

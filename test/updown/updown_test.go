@@ -131,6 +131,22 @@ func TestUpDown(t *testing.T) {
 	})
 }
 
+// Where the node has mounted the cgroups itself, they are gone with its mount
+// namespace, and the containers have to be found otherwise.
+func TestKilledWithoutCgroups(t *testing.T) {
+	c := cluster.Start(t, gvisor.Options{NoCgroups: true})
+	before := snapshot(c)
+	c.Up()
+	c.Kubectl("run", "killed", "--image=k3s9p.local/web:1", "--image-pull-policy=Never")
+	c.Kubectl("wait", "--for=condition=ready", "pod/killed", "--timeout=60s")
+	if !strings.Contains(snapshot(c), "process web") {
+		t.Error("no container runs that could be left: the comparison would prove nothing")
+	}
+	c.Must("pkill", "-KILL", "-f", "^k3s9p-supervisor")
+	down(t, c)
+	unchanged(t, c, before)
+}
+
 func down(t *testing.T, c *cluster.Cluster) {
 	t.Helper()
 	if output, err := c.K3s9p("down"); err != nil {
