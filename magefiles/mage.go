@@ -12,23 +12,37 @@ import (
 	"k3s9p/internal/builder"
 )
 
-// Build makes the patched distribution in dist/ (DISTRO=k3s|kubernetes|auto); with -dry it only says what it would do.
-func Build(ctx context.Context, dry *bool) error {
+// with calls f with a builder for the repository in the current directory.
+func with(f func(*builder.Builder) error) error {
 	b, err := builder.New(mg.Verbose())
 	if err != nil {
 		return err
 	}
-	if dry != nil && *dry {
-		return b.Plan(ctx, os.Getenv("DISTRO"))
+	return f(b)
+}
+
+// given is the value of an optional argument, or what stands for it.
+func given[T any](value *T, otherwise T) T {
+	if value == nil {
+		return otherwise
 	}
-	return b.Build(ctx, os.Getenv("DISTRO"))
+	return *value
+}
+
+// distro is the distribution that is asked for.
+func distro() string { return os.Getenv("DISTRO") }
+
+// Build makes the patched distribution in dist/ (DISTRO=k3s|kubernetes|auto); with -dry it only says what it would do.
+func Build(ctx context.Context, dry *bool) error {
+	return with(func(b *builder.Builder) error {
+		if given(dry, false) {
+			return b.Plan(ctx, distro())
+		}
+		return b.Build(ctx, distro())
+	})
 }
 
 // Clean removes what was built, in .work/ and dist/; edit trees and reports stay.
 func Clean(ctx context.Context) error {
-	b, err := builder.New(mg.Verbose())
-	if err != nil {
-		return err
-	}
-	return b.Clean(ctx)
+	return with(func(b *builder.Builder) error { return b.Clean(ctx) })
 }

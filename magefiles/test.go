@@ -10,6 +10,9 @@ import (
 	"github.com/magefile/mage/mg"
 
 	"k3s9p/internal/builder"
+	"k3s9p/internal/proof/own"
+	sandbox "k3s9p/internal/proof/scenario"
+	"k3s9p/internal/proof/upstream"
 )
 
 // Test groups the tests.
@@ -31,29 +34,17 @@ func (t Test) All(ctx context.Context) error {
 
 // Unit runs the tests of this repository: units, and the targets as a user runs them.
 func (Test) Unit(ctx context.Context) error {
-	b, err := builder.New(mg.Verbose())
-	if err != nil {
-		return err
-	}
-	return b.TestUnit(ctx)
+	return with(func(b *builder.Builder) error { return own.Test(ctx, b) })
 }
 
 // Upstream runs the test suites of the patched modules, stock against patched.
 func (Test) Upstream(ctx context.Context) error {
-	b, err := builder.New(mg.Verbose())
-	if err != nil {
-		return err
-	}
-	return b.TestUpstream(ctx)
+	return with(func(b *builder.Builder) error { return upstream.Test(ctx, b) })
 }
 
 // Sandbox runs the scenarios in real gVisor sandboxes with a 9p root: all, or the one whose name follows; -gvisor=today|YYYYMM in one gVisor only.
 func (Test) Sandbox(ctx context.Context, scenario, gvisor *string) error {
-	b, err := builder.New(mg.Verbose())
-	if err != nil {
-		return err
-	}
-	return b.TestSandbox(ctx, orEmpty(scenario), orEmpty(gvisor))
+	return with(func(b *builder.Builder) error { return sandbox.Test(ctx, b, given(scenario, ""), given(gvisor, "")) })
 }
 
 // "mage test:sandbox experiment": mage takes an optional argument only with its
@@ -66,18 +57,7 @@ func init() {
 	}
 }
 
-func orEmpty(value *string) string {
-	if value == nil {
-		return ""
-	}
-	return *value
-}
-
 // Lint runs gofmt, go vet and staticcheck.
 func Lint(ctx context.Context) error {
-	b, err := builder.New(mg.Verbose())
-	if err != nil {
-		return err
-	}
-	return b.Lint(ctx)
+	return with(func(b *builder.Builder) error { return own.Lint(ctx, b) })
 }

@@ -2,87 +2,32 @@ package builder
 
 import (
 	"context"
+	"debug/buildinfo"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path"
 	"path/filepath"
-	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
-	"debug/buildinfo"
-
+	"k3s9p/internal/command"
+	"k3s9p/internal/digest"
+	"k3s9p/internal/pin"
 	"k3s9p/internal/progress"
 	"k3s9p/internal/record"
+	"k3s9p/internal/workdir"
 )
 
-type progressStep = progress.Step
-
-// Toolchain asks the go command and, where a set uses cgo, the C compiler for
-// their versions.
-func (b *Builder) toolchain(ctx context.Context, sets []*Set) (record.Toolchain, error) {
-	out, err := b.run(ctx, command{dir: b.Root, env: b.goEnv(false), args: []string{"go", "env", "GOVERSION"}})
-	if err != nil {
-		return record.Toolchain{}, err
-	}
-	chain := record.Toolchain{Go: strings.TrimSpace(string(out)), Platform: runtime.GOOS + "/" + runtime.GOARCH}
-	if slices.ContainsFunc(sets, func(s *Set) bool { return s.Config.CGO }) {
-		chain.CC = firstLine(ctx, compiler(), "--version")
-	}
-	return chain, nil
-}
-
-// date is the time that programs report as that of their build, in RFC 3339:
-// SOURCE_DATE_EPOCH (https://reproducible-builds.org/specs/source-date-epoch/)
-// or the day on which the newest patch of the set was changed.
-func (s *Set) date() (string, error) {
-	if epoch := os.Getenv("SOURCE_DATE_EPOCH"); epoch != "" {
-		seconds, err := strconv.ParseInt(epoch, 10, 64)
-		if err != nil {
-			return "", fmt.Errorf("SOURCE_DATE_EPOCH is %q, not a number of seconds", epoch)
-		}
-		return time.Unix(seconds, 0).UTC().Format(time.RFC3339), nil
-	}
-	newest := time.Unix(0, 0)
-	for _, series := range s.Series {
-		for _, p := range series.Patches {
-			if p.Header.LastUpdate.After(newest) {
-				newest = p.Header.LastUpdate
-			}
-		}
-	}
-	return newest.UTC().Format(time.RFC3339), nil
-}
-
-// flags are the arguments of go build that the result depends on.
-func (s *Set) flags() ([]string, error) {
-	date, err := s.date()
-	if err != nil {
-		return nil, err
-	}
-	stamps, err := s.stamps(date)
-	if err != nil {
-		return nil, err
-	}
-	linker := []string{"-s", "-w"}
-	for i := 0; i < len(stamps); i += 2 {
-		linker = append(linker, stamps[i], "'"+stamps[i+1]+"'")
-	}
-	linker = append(linker, s.Config.Linker...)
-	flags := []string{"-trimpath", "-buildvcs=false", "-mod=readonly", "-ldflags=" + strings.Join(linker, " ")}
-	if len(s.Config.Tags) > 0 {
-		flags = append(flags, "-tags="+strings.Join(s.Config.Tags, ","))
-	}
-	return flags, nil
-}
+// outputFormat is part of the digests of outputs: it changes with the code that makes
+// them, where that changes the result.
+const outputFormat = "output 1"
 
 // outputKey is the digest of all that the programs of a set depend on.
-func (b *Builder) outputKey(set *Set, chain record.Toolchain) (string, error) {
-	flags, err := set.flags()
+func outputKey(set *pin.Set, chain record.Toolchain) (string, error) {
+	flags, err := set.Flags()
 	if err != nil {
 		return "", err
 	}
@@ -107,67 +52,87 @@ func (b *Builder) outputKey(set *Set, chain record.Toolchain) (string, error) {
 		}
 		parts = append(parts, filepath.Base(name), string(data))
 	}
-	return digestOf(parts...), nil
+	return digest.Of(parts...), nil
 }
 
-// compiled is a set whose programs exist.
-type compiled struct {
+// Compiled is a set whose programs exist.
+type Compiled struct {
 	Dir    string     `json:"-"`
 	Record record.Set `json:"set"`
 	// Outputs are relative to dist/ and to the bundle.
 	Outputs []record.Output `json:"outputs"`
+	// fresh says that this process has made them: their sums need no proof.
+	fresh bool
 }
 
-// file is where a program of the set is kept.
-func (c compiled) file(output record.Output) string { return filepath.Join(c.Dir, output.Path) }
+// File is where a program of the set is kept.
+func (c Compiled) File(output record.Output) string { return filepath.Join(c.Dir, output.Path) }
 
-// outputDir is where the programs of a set with this key are kept.
-func (b *Builder) outputDir(set *Set, key string) string {
-	return b.work("out", set.Name+set.Variant+"-"+key[:16])
-}
+// compiledName is the file beside the programs that describes them.
+const compiledName = "set.json"
 
-// known returns the programs that were compiled before from the same inputs.
-func (b *Builder) known(set *Set, key string) (compiled, bool) {
-	dir := b.outputDir(set, key)
-	data, err := os.ReadFile(filepath.Join(dir, "set.json"))
+// readCompiled returns what is in a directory of .work/out, which is named by the
+// digest of its inputs.
+func readCompiled(dir string) (Compiled, bool) {
+	data, err := os.ReadFile(filepath.Join(dir, compiledName))
 	if err != nil {
-		return compiled{}, false
+		return Compiled{}, false
 	}
-	c := compiled{Dir: dir}
+	c := Compiled{Dir: dir}
 	if err := json.Unmarshal(data, &c); err != nil {
-		return compiled{}, false
+		return Compiled{}, false
 	}
 	now := time.Now()
 	_ = os.Chtimes(dir, now, now) // prune keeps what was used last
 	return c, true
 }
 
+// publish moves what was made in a temporary directory to its place in .work/out.
+func (c Compiled) publish(dir, final string) (Compiled, error) {
+	data, err := json.MarshalIndent(c, "", "  ")
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, compiledName), data, 0o644)
+	}
+	if err == nil {
+		err = workdir.Publish(dir, final)
+	}
+	c.Dir, c.fresh = final, true
+	return c, err
+}
+
+// outputDir is where the programs of a set with this key are kept.
+func (b *Builder) outputDir(set *pin.Set, key string) string {
+	return b.Work("out", set.Name+set.Variant+"-"+key[:16])
+}
+
 // compile builds the programs of a set from its trees.
-func (b *Builder) compile(ctx context.Context, set *Set, key string, trees map[string]string) (compiled, error) {
+func (b *Builder) compile(ctx context.Context, set *pin.Set, key string, trees map[string]string) (Compiled, error) {
 	final := b.outputDir(set, key)
-	modfile, err := b.modfileFor(set, filepath.Base(final), trees)
+	modfile, err := b.Modfile(set, filepath.Base(final), trees)
 	if err != nil {
-		return compiled{}, err
+		return Compiled{}, err
 	}
-	flags, err := set.flags()
+	flags, err := set.Flags()
 	if err != nil {
-		return compiled{}, err
+		return Compiled{}, err
 	}
-	dir, err := b.temporary("out")
+	dir, err := b.Temporary("out")
 	if err != nil {
-		return compiled{}, err
+		return Compiled{}, err
 	}
 	step := b.UI.Step("%s%s: compile %s", set.Name, set.Variant, set.Version())
-	c, err := b.compileTo(ctx, set, modfile, flags, dir, step)
+	var c Compiled
+	err = b.goBuild(ctx, set, append([]string{"-modfile=" + modfile}, flags...), dir, step)
 	if err == nil {
-		err = publish(dir, final)
+		c, err = b.describe(set, flags, dir)
+	}
+	if err == nil {
+		c, err = c.publish(dir, final)
 	}
 	if err != nil {
 		step.Fail()
-		return compiled{}, err
+		return Compiled{}, err
 	}
-	c.Dir = final
-	b.made[final] = true
 	total := int64(0)
 	for _, output := range c.Outputs {
 		total += output.Size
@@ -176,13 +141,12 @@ func (b *Builder) compile(ctx context.Context, set *Set, key string, trees map[s
 	return c, nil
 }
 
-func (b *Builder) compileTo(ctx context.Context, set *Set, modfile string, flags []string, dir string, step *progressStep) (compiled, error) {
-	if err := b.goBuild(ctx, set, modfile, flags, dir, step); err != nil {
-		return compiled{}, err
-	}
-	c := compiled{Record: record.Set{
-		Name: set.Name, Version: set.Version(), CGO: set.Config.CGO, Tags: set.Config.Tags, Flags: flags, Patches: set.patches(),
-		Unverified: set.unverified(),
+// describe hashes the programs of a set in a directory, and reads what they were made
+// of.
+func (b *Builder) describe(set *pin.Set, flags []string, dir string) (Compiled, error) {
+	c := Compiled{Record: record.Set{
+		Name: set.Name, Version: set.Version(), CGO: set.Config.CGO, Tags: set.Config.Tags, Flags: flags, Patches: set.Patches(),
+		Unverified: set.Unverified(),
 	}}
 	modules := make(map[string]record.Module)
 	for _, program := range set.Config.Programs {
@@ -190,42 +154,38 @@ func (b *Builder) compileTo(ctx context.Context, set *Set, modfile string, flags
 		file := filepath.Join(dir, name)
 		sum, size, err := b.sumAndFrame(file)
 		if err != nil {
-			return compiled{}, err
+			return Compiled{}, err
 		}
 		c.Outputs = append(c.Outputs, record.Output{Path: name, Size: size, SHA256: sum})
 		for _, link := range program.Links {
 			c.Outputs = append(c.Outputs, record.Output{Path: path.Join(program.Dir, link), Link: program.Name})
 		}
-		if err := set.modulesOf(file, modules); err != nil {
-			return compiled{}, err
+		if err := addModules(set, file, modules); err != nil {
+			return Compiled{}, err
 		}
 	}
 	for _, m := range modules {
 		c.Record.Modules = append(c.Record.Modules, m)
 	}
 	slices.SortFunc(c.Record.Modules, func(a, b record.Module) int { return strings.Compare(a.Path, b.Path) })
-	data, err := json.MarshalIndent(c, "", "  ")
-	if err != nil {
-		return compiled{}, err
-	}
-	return c, os.WriteFile(filepath.Join(dir, "set.json"), data, 0o644)
+	return c, nil
 }
 
 // goBuild compiles all programs of a set at once and names them.
-func (b *Builder) goBuild(ctx context.Context, set *Set, modfile string, flags []string, dir string, step *progressStep) error {
-	args := append([]string{"go", "build", "-v", "-modfile=" + modfile}, flags...)
+func (b *Builder) goBuild(ctx context.Context, set *pin.Set, flags []string, dir string, step *progress.Step) error {
+	args := append([]string{"go", "build", "-v"}, flags...)
 	args = append(args, "-o", dir+string(filepath.Separator))
 	names := make(map[string]string) // as go build calls them
 	for _, program := range set.Config.Programs {
 		args = append(args, program.Package)
-		names[b.executable(set, program.Package)] = path.Join(program.Dir, program.Name)
+		names[executable(set, program.Package)] = path.Join(program.Dir, program.Name)
 	}
 	packages := 0
-	_, err := b.run(ctx, command{
-		dir:  set.Dir,
-		env:  append(b.offline(set), "TMPDIR="+b.work("tmp", "go")), // the linker's
-		args: args,
-		line: func(line string) {
+	_, err := b.Run(ctx, command.Command{
+		Dir:  set.Dir,
+		Env:  append(b.Offline(set.Config.CGO), "TMPDIR="+b.TempDir), // the linker's
+		Args: args,
+		Line: func(line string) {
 			if !strings.Contains(line, " ") {
 				packages++
 				step.Note("%d packages, %s", packages, line)
@@ -246,17 +206,17 @@ func (b *Builder) goBuild(ctx context.Context, set *Set, modfile string, flags [
 }
 
 // compileError leaves out the package names that go build -v prints.
-func compileError(set *Set, err error) error {
-	var failed *commandError
+func compileError(set *pin.Set, err error) error {
+	var failed *command.Error
 	if errors.As(err, &failed) {
-		failed.stderr = slices.DeleteFunc(failed.stderr, func(line string) bool { return !strings.Contains(line, " ") })
+		failed.Stderr = slices.DeleteFunc(failed.Stderr, func(line string) bool { return !strings.Contains(line, " ") })
 	}
 	return fmt.Errorf("compile build/%s: %w", set.Name, err)
 }
 
 // executable is the name that go build gives to the program of a package: the
 // last element of its import path that is not a major version.
-func (b *Builder) executable(set *Set, pkg string) string {
+func executable(set *pin.Set, pkg string) string {
 	if pkg == "." {
 		return set.Name
 	}
@@ -267,9 +227,9 @@ func (b *Builder) executable(set *Set, pkg string) string {
 	return base
 }
 
-// modulesOf reads from an executable which modules it was made of. A patched
+// addModules reads from an executable which modules it was made of. A patched
 // module has no sum there: it gets that of its pin.
-func (s *Set) modulesOf(file string, modules map[string]record.Module) error {
+func addModules(set *pin.Set, file string, modules map[string]record.Module) error {
 	info, err := buildinfo.ReadFile(file)
 	if err != nil {
 		return fmt.Errorf("read the build information of %s: %w", file, err)
@@ -280,44 +240,9 @@ func (s *Set) modulesOf(file string, modules map[string]record.Module) error {
 			m = record.Module{Path: dep.Replace.Path, Version: dep.Replace.Version, Sum: dep.Replace.Sum}
 		}
 		if m.Sum == "" {
-			m.Sum = s.sumOf(dep.Path)
+			m.Sum = set.SumOf(dep.Path)
 		}
 		modules[m.Path] = m
 	}
 	return nil
-}
-
-// sumOf is the sum of the source that a patched module was made of.
-func (s *Set) sumOf(path string) string {
-	for _, series := range s.Series {
-		if series.Pin.Path == path {
-			return series.Pin.Sum
-		}
-	}
-	return s.Pins[path].Sum
-}
-
-// unverified lists the modules whose source is not the pinned one.
-func (s *Set) unverified() []string {
-	var modules []string
-	for _, series := range s.Series {
-		if series.Local != nil && !series.Local.verified {
-			modules = append(modules, series.Pin.Path)
-		}
-	}
-	return modules
-}
-
-// patches lists what was applied to the modules of the set.
-func (s *Set) patches() []record.Patch {
-	var all []record.Patch
-	for _, series := range s.Series {
-		for _, p := range series.Patches {
-			all = append(all, record.Patch{
-				Module: series.Pin.Path, Version: series.Pin.Version, Name: p.Name, Digest: p.Digest(),
-				Description: p.Header.Description, Forwarded: p.Header.Forwarded, Bug: p.Header.Bug,
-			})
-		}
-	}
-	return all
 }

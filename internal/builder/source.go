@@ -9,14 +9,19 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"golang.org/x/mod/module"
 	"golang.org/x/mod/sumdb/dirhash"
 	"golang.org/x/mod/zip"
 
+	"k3s9p/internal/command"
+	"k3s9p/internal/digest"
+	"k3s9p/internal/gotool"
 	"k3s9p/internal/hint"
+	"k3s9p/internal/pin"
+	"k3s9p/internal/progress"
+	"k3s9p/internal/workdir"
 )
 
 // downloaded is one object of go mod download -json.
@@ -24,24 +29,24 @@ type downloaded struct {
 	Path, Version, Error, Zip, Sum string
 }
 
-// download fetches all modules of a set, checked by its go.sum, so that
+// Download fetches all modules of a set, checked by its go.sum, so that
 // compiling needs no network. It returns the zips by module path. Modules that
 // were fetched and checked before, and are still in the module cache, are not
 // asked for again.
-func (b *Builder) download(ctx context.Context, set *Set, step *progressStep) (map[string]string, error) {
+func (b *Builder) Download(ctx context.Context, set *pin.Set, step *progress.Step) (map[string]string, error) {
 	goMod, err := b.withoutLocal(set)
 	if err != nil {
 		return nil, err
 	}
-	known := b.work("mod", "fetched-"+digestOf(string(goMod), string(set.GoSum))[:16])
-	if zips := readFetched(known); zips != nil {
+	cached := b.Work("mod", "fetched-"+digest.Of(string(goMod), string(set.GoSum))[:16])
+	if zips := readFetched(cached); zips != nil {
 		return zips, nil
 	}
 	zips, err := b.downloadNow(ctx, set, goMod, step)
 	if err != nil {
 		return nil, err
 	}
-	return zips, writeAside(known, 0o644, func(w io.Writer) error { return json.NewEncoder(w).Encode(zips) })
+	return zips, workdir.WriteJSON(cached, zips)
 }
 
 // readFetched returns the zips of an earlier download if all are still there.
@@ -62,27 +67,27 @@ func readFetched(name string) map[string]string {
 	return zips
 }
 
-// withoutLocal is the go.mod of a set with the modules that local folders stand in
+// withoutLocal is the go.mod of a set with the modules that local directories stand in
 // for replaced by these, so that nobody asks a proxy for them.
-func (b *Builder) withoutLocal(set *Set) ([]byte, error) {
+func (b *Builder) withoutLocal(set *pin.Set) ([]byte, error) {
 	trees := make(map[string]string)
 	for _, series := range set.Series {
 		if series.Local == nil {
 			continue
 		}
-		tree, err := b.stockTree(series, "")
+		tree, err := b.StockTree(series, "")
 		if err != nil {
 			return nil, err
 		}
 		trees[series.Pin.Path] = tree
 	}
-	return set.goModWith(trees)
+	return set.GoModWith(trees)
 }
 
-func (b *Builder) downloadNow(ctx context.Context, set *Set, goMod []byte, step *progressStep) (map[string]string, error) {
+func (b *Builder) downloadNow(ctx context.Context, set *pin.Set, goMod []byte, step *progress.Step) (map[string]string, error) {
 	// go mod download adds sums that are missing. Here a missing sum is an error,
 	// so it works on a copy, which must not change.
-	dir, err := b.temporary("download-" + set.Name)
+	dir, err := b.Temporary("download-" + set.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -92,11 +97,11 @@ func (b *Builder) downloadNow(ctx context.Context, set *Set, goMod []byte, step 
 		return nil, err
 	}
 	fetched := 0
-	out, runErr := b.run(ctx, command{
-		dir:  set.Dir,
-		env:  b.goEnv(false),
-		args: []string{"go", "mod", "download", "-modfile=" + modfile, "-json"},
-		line: func(line string) {
+	out, runErr := b.Run(ctx, command.Command{
+		Dir:  set.Dir,
+		Env:  b.Env(false),
+		Args: []string{"go", "mod", "download", "-modfile=" + modfile, "-json"},
+		Line: func(line string) {
 			if name, ok := strings.CutPrefix(line, "go: downloading "); ok {
 				fetched++
 				step.Note("%d modules, %s", fetched, name)
@@ -116,12 +121,12 @@ func (b *Builder) downloadNow(ctx context.Context, set *Set, goMod []byte, step 
 			return nil, fmt.Errorf("read the output of go mod download for build/%s: %w", set.Name, err)
 		}
 		if m.Error != "" {
-			return nil, moduleError(set, m.Path+" "+m.Version, m.Error)
+			return nil, gotool.ModuleError(set.Name, m.Path+" "+m.Version, m.Error)
 		}
 		zips[m.Path] = m.Zip
 	}
 	if runErr != nil {
-		return nil, moduleError(set, "", strings.Join(stderrOf(runErr), "\n"))
+		return nil, gotool.ModuleError(set.Name, "", strings.Join(command.Stderr(runErr), "\n"))
 	}
 	sums, err := os.ReadFile(sumfile)
 	if err != nil {
@@ -132,36 +137,6 @@ func (b *Builder) downloadNow(ctx context.Context, set *Set, goMod []byte, step 
 			"nothing is built without one: cd build/%s && go mod tidy, and compare with a source that you trust", set.Name)
 	}
 	return zips, nil
-}
-
-var (
-	proxyAnswer = regexp.MustCompile(`(?:([^\s:]+@v[^\s:]+): )?(?:reading|Get) "?(https?://[^\s"]+|file://[^\s"]+)"?: (\d{3}[^\n]*|[^\n]+)`)
-	badSum      = regexp.MustCompile(`(?:verifying )?([^\s:]+@v[^\s:/]+(?:/go\.mod)?): checksum mismatch\s+downloaded: (h1:\S+)\s+go\.sum: +(h1:\S+)`)
-)
-
-// moduleError says in one line what the go command says in many.
-func moduleError(set *Set, name, text string) error {
-	if match := badSum.FindStringSubmatch(text); match != nil {
-		return hint.Add(fmt.Errorf("module %s: checksum mismatch: the proxy or the module cache has %s, build/%s/go.sum says %s",
-			strings.Replace(match[1], "@", " ", 1), match[2], set.Name, match[3]),
-			"either these are not the pinned bytes (go clean -modcache, another GOPROXY) or go.sum was edited; nothing was built from them")
-	}
-	if match := proxyAnswer.FindStringSubmatch(text); match != nil {
-		if match[1] != "" {
-			name = strings.Replace(match[1], "@", " ", 1)
-		}
-		answer := strings.TrimSpace(match[3])
-		next := "set GOPROXY to a proxy that can be reached and serves it; its checksum stays pinned in build/" + set.Name + "/go.sum"
-		if strings.HasPrefix(answer, "403") || strings.HasPrefix(answer, "404") || strings.HasPrefix(answer, "410") {
-			return hint.Add(fmt.Errorf("module %s, pinned by build/%s, is refused by the module proxy: %s (%s)", name, set.Name, answer, match[2]), "%s", next)
-		}
-		return hint.Add(fmt.Errorf("module %s, pinned by build/%s, cannot be fetched: %s (%s)", name, set.Name, answer, match[2]), "%s", next)
-	}
-	text = strings.TrimSpace(strings.ReplaceAll(text, "\n", "\n  "))
-	if name == "" {
-		return fmt.Errorf("fetch the modules of build/%s: %s", set.Name, text)
-	}
-	return fmt.Errorf("fetch module %s of build/%s: %s", name, set.Name, text)
 }
 
 // addedLines names the modules of the lines that only b has.
@@ -179,19 +154,80 @@ func addedLines(a, b []byte) []string {
 	return added
 }
 
-// extract unpacks a module zip to dir as a writable tree, after comparing it with
+// Flatten makes one file name of a module path.
+func Flatten(path string) string {
+	name := []byte(path)
+	for i, c := range name {
+		if c == '/' {
+			name[i] = '+'
+		}
+	}
+	return string(name)
+}
+
+// StockTree unpacks a module as it is, once, and returns where.
+func (b *Builder) StockTree(series pin.PinnedSeries, zipFile string) (string, error) {
+	final := b.Work("stock", Flatten(series.Pin.Path)+"@"+series.Pin.Version+"-"+digest.Of(pin.TreeFormat, series.Pin.Sum)[:12])
+	if _, err := os.Stat(final); err == nil {
+		return final, nil
+	}
+	tree, err := b.Temporary("stock")
+	if err != nil {
+		return "", err
+	}
+	if err := Extract(series, zipFile, tree); err != nil {
+		return "", err
+	}
+	return final, workdir.Publish(tree, final)
+}
+
+// StockSources are the trees of the modules of a set that have a series, without the
+// patches, by module path.
+func (b *Builder) StockSources(ctx context.Context, set *pin.Set) (map[string]string, error) {
+	step := b.UI.Step("%s: unpack the stock sources", set.Name)
+	zips, err := b.Download(ctx, set, step)
+	if err != nil {
+		step.Fail()
+		return nil, err
+	}
+	trees := make(map[string]string)
+	for _, series := range set.Series {
+		tree, err := b.StockTree(series, zips[series.Pin.Path])
+		if err != nil {
+			step.Fail()
+			return nil, err
+		}
+		trees[series.Pin.Path] = tree
+	}
+	step.Done("")
+	return trees, nil
+}
+
+// Extract writes the source of a module, from its zip or from the directory that
+// stands in for it, to a new tree.
+func Extract(series pin.PinnedSeries, zipFile, tree string) error {
+	switch {
+	case series.Local != nil:
+		return extractLocal(series.Pin, series.Local.Dir, tree)
+	case zipFile == "":
+		return fmt.Errorf("go mod download gave no zip for %s", series.Pin.Path)
+	}
+	return extractZip(series.Pin, zipFile, tree)
+}
+
+// extractZip unpacks a module zip to dir as a writable tree, after comparing it with
 // the pin: the go command trusts the module cache, this does not.
-func extract(pin Pin, zipFile, dir string) error {
+func extractZip(p pin.Pin, zipFile, dir string) error {
 	sum, err := dirhash.HashZip(zipFile, dirhash.Hash1)
 	if err != nil {
-		return fmt.Errorf("module %s %s: %w", pin.Path, pin.Version, err)
+		return fmt.Errorf("module %s %s: %w", p.Path, p.Version, err)
 	}
-	if sum != pin.Sum {
-		return hint.Add(fmt.Errorf("module %s %s: checksum mismatch: %s has %s, go.sum says %s", pin.Path, pin.Version, zipFile, sum, pin.Sum),
+	if sum != p.Sum {
+		return hint.Add(fmt.Errorf("module %s %s: checksum mismatch: %s has %s, go.sum says %s", p.Path, p.Version, zipFile, sum, p.Sum),
 			"the module cache was changed: go clean -modcache")
 	}
-	if err := zip.Unzip(dir, module.Version{Path: pin.Path, Version: pin.Version}, zipFile); err != nil {
-		return fmt.Errorf("unpack module %s %s: %w", pin.Path, pin.Version, err)
+	if err := zip.Unzip(dir, module.Version{Path: p.Path, Version: p.Version}, zipFile); err != nil {
+		return fmt.Errorf("unpack module %s %s: %w", p.Path, p.Version, err)
 	}
 	return filepath.WalkDir(dir, func(path string, entry os.DirEntry, err error) error {
 		if err != nil {
@@ -203,4 +239,19 @@ func extract(pin Pin, zipFile, dir string) error {
 		}
 		return os.Chmod(path, mode)
 	})
+}
+
+// extractLocal writes the files that the module has of a directory to a new tree.
+func extractLocal(p pin.Pin, from, tree string) error {
+	file := filepath.Join(filepath.Dir(tree), filepath.Base(tree)+".zip")
+	out, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(file)
+	err = zip.CreateFromDir(out, module.Version{Path: p.Path, Version: p.Version}, from)
+	if err := errors.Join(err, out.Close()); err != nil {
+		return err
+	}
+	return extractZip(p, file, tree)
 }

@@ -282,7 +282,7 @@ func (b *Bundle) readManifest(header *tar.Header, content io.Reader) (record.Bui
 }
 
 // Unpack writes the files beneath dir, which must not exist, and compares each
-// with its sum in the manifest. The folder appears when it is complete.
+// with its sum in the manifest. The directory appears when it is complete.
 func (b *Bundle) Unpack(dir string) error {
 	if _, err := os.Lstat(dir); err == nil {
 		return fmt.Errorf("unpack to %s: %w", dir, os.ErrExist)
@@ -365,7 +365,7 @@ func (b *Bundle) each(f func(*tar.Header, io.Reader) (bool, error)) error {
 
 func unpackMember(dir string, output record.Output, content io.Reader) error {
 	if !filepath.IsLocal(output.Path) || !filepath.IsLocal(path.Join(path.Dir(output.Path), output.Link)) {
-		return fmt.Errorf("the bundle reaches outside of its folder: %s %s", output.Path, output.Link)
+		return fmt.Errorf("the bundle reaches outside of its directory: %s %s", output.Path, output.Link)
 	}
 	target := filepath.Join(dir, output.Path)
 	if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {

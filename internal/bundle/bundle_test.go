@@ -67,7 +67,7 @@ func TestRoundTrip(t *testing.T) {
 		t.Errorf("kubelet is %v (%v)", info, err)
 	}
 	if err := b.Unpack(dir); !errors.Is(err, os.ErrExist) {
-		t.Errorf("unpacking over a folder gives %v", err)
+		t.Errorf("unpacking over a directory gives %v", err)
 	}
 
 	// The same input gives the same bytes.
@@ -84,7 +84,7 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
-// A damaged bundle gives an error and no folder, wherever the damage is.
+// A damaged bundle gives an error and no directory, wherever the damage is.
 func TestDamage(t *testing.T) {
 	whole, err := os.ReadFile(launcher(t, nil))
 	if err != nil {
@@ -128,7 +128,7 @@ func TestFileOutsideOfTheFolder(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := b.Unpack(filepath.Join(t.TempDir(), "new")); err == nil || !strings.Contains(err.Error(), "outside of its folder") {
+		if err := b.Unpack(filepath.Join(t.TempDir(), "new")); err == nil || !strings.Contains(err.Error(), "outside of its directory") {
 			t.Errorf("%s outside gives %v", what, err)
 		}
 		b.Close()

@@ -1,7 +1,7 @@
 // Package patch reads series of patches, applies them strictly, and regenerates
 // them from a git tree.
 //
-// A series is a folder with a series.yaml, which names the modules and versions
+// A series is a directory with a series.yaml, which names the modules and versions
 // that it applies to, and patches in the order of their numbers. A patch begins
 // with a DEP-3 header (https://dep-team.pages.debian.net/deps/dep3/), then a line
 // "---", then a diff as git prints it.

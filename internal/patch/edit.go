@@ -62,7 +62,7 @@ func Unsaved(ctx context.Context, tree string) error {
 		return nil
 	}
 	return hint.Add(fmt.Errorf("%s holds changes that are not saved", tree),
-		"save them with patch:save, or remove the folder to give them up")
+		"save them with patch:save, or remove the directory to give them up")
 }
 
 // Save regenerates the patches of the series from the commits of an edit tree and

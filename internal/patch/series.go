@@ -19,7 +19,7 @@ import (
 	"k3s9p/internal/hint"
 )
 
-// ConfigFile is the file that makes a folder a series.
+// ConfigFile is the file that makes a directory a series.
 const ConfigFile = "series.yaml"
 
 // Target is a module in the versions that a series applies to.
@@ -28,7 +28,7 @@ type Target struct {
 	Versions []string `json:"versions"`
 }
 
-// Series is an ordered list of patches for a module, with the folder of whole
+// Series is an ordered list of patches for a module, with the directory of whole
 // files that they hook in.
 type Series struct {
 	Dir     string
@@ -54,7 +54,7 @@ func (p Patch) Digest() string {
 // config is the format of series.yaml.
 type config struct {
 	Modules []Target `json:"modules"`
-	Overlay string   `json:"overlay,omitempty"` // folder under overlay/
+	Overlay string   `json:"overlay,omitempty"` // directory under overlay/
 }
 
 // patchName is the form of a patch's file name.

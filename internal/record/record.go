@@ -21,7 +21,7 @@ type Toolchain struct {
 	CC       string `json:"cc,omitempty"` // the first line of cc --version, where a set uses cgo
 }
 
-// Set is one folder of build/.
+// Set is one directory of build/.
 type Set struct {
 	Name       string   `json:"name"`
 	Version    string   `json:"version"`

@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"k3s9p/internal/node"
+	"k3s9p/internal/proof/contract"
 	"k3s9p/test/cluster"
 	"k3s9p/test/gvisor"
 	"k3s9p/test/native"
@@ -33,7 +34,7 @@ type side struct {
 	web          string // test/web, to be run on the node
 	// memory is that of this machine that is used by the sandbox, in bytes.
 	memory func() int64
-	*Figures
+	*contract.Figures
 }
 
 // sandbox has a Cluster's Try as In.
@@ -41,19 +42,19 @@ type sandbox struct{ *cluster.Cluster }
 
 func (s sandbox) In(args ...string) (string, error) { return s.Try(2*time.Minute, args...) }
 
-func inGVisor(t *testing.T, f *Figures) *side {
+func inGVisor(t *testing.T, f *contract.Figures) *side {
 	const web = "/usr/local/bin/web"
-	c := cluster.Start(t, gvisor.Options{Files: map[string]string{web: gvisor.Program("web")}})
+	c := cluster.Start(t, gvisor.Options{Files: map[string]string{web: gvisor.Program(contract.Web)}})
 	return &side{sandbox{c}, t, node.DefaultData, cluster.Images, web, func() int64 { return pss(c.Processes()) }, f}
 }
 
-func natively(t *testing.T, f *Figures) *side {
+func natively(t *testing.T, f *contract.Figures) *side {
 	m := native.Start(t)
 	images := t.TempDir()
-	if err := os.Link(gvisor.Program("web.tar"), filepath.Join(images, "web.tar")); err != nil {
+	if err := os.Link(gvisor.Program(contract.WebImage), filepath.Join(images, "web.tar")); err != nil {
 		t.Fatal(err)
 	}
-	return &side{m, t, m.Data, images, gvisor.Program("web"), func() int64 { return 0 }, f}
+	return &side{m, t, m.Data, images, gvisor.Program(contract.Web), func() int64 { return 0 }, f}
 }
 
 // pss is the proportional set size of processes of this machine together, in bytes.
@@ -66,22 +67,18 @@ func pss(pids []int) (sum int64) {
 
 func TestCluster(t *testing.T) {
 	gvisor.Require(t)
-	file := os.Getenv(ResultsVariable)
-	if file == "" {
+	bench := gvisor.Bench()
+	if bench.Rounds == 0 {
 		t.Skip("go tool mage bench runs this")
 	}
-	rounds, err := strconv.Atoi(os.Getenv(RoundsVariable))
-	if err != nil {
-		t.Fatalf("read %s: %v", RoundsVariable, err)
-	}
-	var results Results
-	for round := range rounds {
+	var results contract.Results
+	for round := range bench.Rounds {
 		for _, of := range []struct {
 			name  string
-			start func(*testing.T, *Figures) *side
-			into  *Figures
+			start func(*testing.T, *contract.Figures) *side
+			into  *contract.Figures
 		}{{"natively", natively, &results.Native}, {"in gVisor", inGVisor, &results.GVisor}} {
-			t.Run(fmt.Sprintf("round %d of %d, %s", round+1, rounds, of.name), func(t *testing.T) {
+			t.Run(fmt.Sprintf("round %d of %d, %s", round+1, bench.Rounds, of.name), func(t *testing.T) {
 				of.start(t, of.into).measure(round == 0)
 			})
 		}
@@ -91,7 +88,7 @@ func TestCluster(t *testing.T) {
 	}
 	data, err := json.MarshalIndent(results, "", "  ")
 	if err == nil {
-		err = os.WriteFile(file, data, 0o644)
+		err = os.WriteFile(bench.Results, data, 0o644)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -173,9 +170,9 @@ func (s *side) idle() {
 	if err := json.Unmarshal([]byte(s.k3s9p("status", "-o", "json")), &state); err != nil {
 		s.t.Fatalf("read k3s9p status -o json: %v", err)
 	}
-	s.Components = []Component{{"k3s9p", state.Memory}}
+	s.Components = []contract.Component{{Name: "k3s9p", Memory: state.Memory}}
 	for _, program := range state.Programs {
-		s.Components = append(s.Components, Component{program.Name, program.Memory})
+		s.Components = append(s.Components, contract.Component{Name: program.Name, Memory: program.Memory})
 	}
 }
 

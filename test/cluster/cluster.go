@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"k3s9p/internal/proof/contract"
 	"k3s9p/test/gvisor"
 )
 
@@ -29,7 +30,7 @@ const Images = "/root/images"
 func Start(t *testing.T, options gvisor.Options) *Cluster {
 	t.Helper()
 	gvisor.Require(t)
-	files := map[string]string{Program: gvisor.Program("k3s9p"), Images + "/web.tar": gvisor.Program("web.tar")}
+	files := map[string]string{Program: gvisor.Program(contract.Launcher), Images + "/web.tar": gvisor.Program(contract.WebImage)}
 	maps.Copy(files, options.Files)
 	options.Files = files
 	return &Cluster{gvisor.Start(t, options), t}

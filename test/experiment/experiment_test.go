@@ -9,6 +9,7 @@ import (
 
 	"k3s9p/internal/blocker"
 	"k3s9p/internal/config"
+	"k3s9p/internal/proof/contract"
 	"k3s9p/test/gvisor"
 	"k3s9p/test/node"
 )
@@ -17,10 +18,10 @@ const kubelet = "/usr/local/bin/kubelet"
 
 // stockPrograms are the node's programs without any patch.
 var stockPrograms = map[string]string{
-	kubelet:                                  "kube-stock",
-	"/usr/local/bin/containerd-shim-runc-v2": "stock-containerd-shim-runc-v2",
-	"/usr/local/lib/cni/bridge":              "stock-bridge",
-	"/usr/local/lib/cni/ptp":                 "stock-ptp",
+	kubelet:                                  contract.KubeStock,
+	"/usr/local/bin/containerd-shim-runc-v2": contract.Stock("containerd-shim-runc-v2"),
+	"/usr/local/lib/cni/bridge":              contract.Stock("bridge"),
+	"/usr/local/lib/cni/ptp":                 contract.Stock("ptp"),
 }
 
 func find(t *testing.T, id string) blocker.Blocker {
@@ -161,9 +162,9 @@ func TestPatchedPrograms(t *testing.T) {
 		pod                    func() corev1.PodSpec
 		settings               func(*config.Settings)
 	}{
-		{blocker: "seccomp", program: "/usr/local/bin/runc", file: "runc-noseccomp", pod: confined},
-		{blocker: "bridge-port", program: "/usr/local/lib/cni/bridge", file: "stock-bridge", pod: node.Web},
-		{blocker: "preferred-source", program: "/usr/local/lib/cni/ptp", file: "stock-ptp", pod: node.Web,
+		{blocker: "seccomp", program: "/usr/local/bin/runc", file: contract.RuncWithoutSeccomp, pod: confined},
+		{blocker: "bridge-port", program: "/usr/local/lib/cni/bridge", file: contract.Stock("bridge"), pod: node.Web},
+		{blocker: "preferred-source", program: "/usr/local/lib/cni/ptp", file: contract.Stock("ptp"), pod: node.Web,
 			settings: func(s *config.Settings) { s.Network.Plugin = "ptp" }},
 	} {
 		b := find(t, c.blocker)
@@ -221,7 +222,7 @@ func TestWorkarounds(t *testing.T) {
 	}{
 		{id: "workaround-bind", what: "bind mount of /var/lib/kubelet", script: "mkdir -p /var/lib/kubelet && mount --bind /var/lib/kubelet /var/lib/kubelet"},
 		{id: "workaround-tmpfs", what: "tmpfs at /var/lib/kubelet", script: "mkdir -p /var/lib/kubelet && mount -t tmpfs tmpfs /var/lib/kubelet"},
-		{id: "workaround-tmpfs-data", what: "a data folder on tmpfs", script: "mkdir -p /data && mount -t tmpfs tmpfs /data",
+		{id: "workaround-tmpfs-data", what: "a data directory on tmpfs", script: "mkdir -p /data && mount -t tmpfs tmpfs /data",
 			settings: func(s *config.Settings) { s.Kubelet.RootDir, s.Containerd.Root = "/data/kubelet", "/data/containerd" }},
 		{id: "workaround-diskstats", what: "a made-up /proc/diskstats", script: "echo > /run/diskstats && touch /proc/diskstats && mount --bind /run/diskstats /proc/diskstats", fails: "/proc/diskstats"},
 		{id: "workaround-gc", what: "image garbage collection and eviction off", script: "true",
@@ -250,9 +251,9 @@ func TestWorkarounds(t *testing.T) {
 // Each patch removes one cause, and the next one shows.
 func TestOneCauseAtATime(t *testing.T) {
 	for _, c := range []struct{ id, kubelet, blocker, fix string }{
-		{"cause-stock", "kube-stock", "cgroup-files", "the opencontainers/cgroups patches"},
-		{"cause-cgroups", "kube-cgroups", "root-filesystem", "and the cAdvisor patches"},
-		{"cause-cadvisor", "kube-cadvisor", "tunables", "and the Kubernetes patches"},
+		{"cause-stock", contract.KubeStock, "cgroup-files", "the opencontainers/cgroups patches"},
+		{"cause-cgroups", contract.KubeCgroups, "root-filesystem", "and the cAdvisor patches"},
+		{"cause-cadvisor", contract.KubeCAdvisor, "tunables", "and the Kubernetes patches"},
 	} {
 		b := find(t, c.blocker)
 		step{ID: c.id, Kind: cause, Expected: string(b.Symptom), Fix: c.fix}.run(t, func(t *testing.T, s *step) {

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"k3s9p/test/gvisor"
 )
 
 // What a step of the report is, and how it can end.
@@ -57,7 +59,7 @@ func (s step) run(t *testing.T, f func(t *testing.T, s *step)) {
 
 // writeReport writes experiment.json and experiment.md.
 func writeReport() error {
-	dir := os.Getenv("K3S9P_REPORTS")
+	dir := gvisor.Reports()
 	if dir == "" || len(report) == 0 {
 		return nil
 	}

@@ -13,14 +13,16 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"k3s9p/internal/proof/contract"
+	"k3s9p/internal/proof/leftover"
 	"k3s9p/internal/rmtree"
-	"k3s9p/test/gvisor/leftover"
 )
 
 // run is what the sandboxes of this process have in common.
 var run struct {
+	contract.Run
 	sync.Mutex        // held for good by who ends the process
-	dir        string // holds a folder per sandbox
+	dir        string // holds a directory per sandbox
 	started    int
 }
 
@@ -28,14 +30,15 @@ var run struct {
 // and deletes all sandboxes also when the tests are interrupted; it fails if
 // something of them is left.
 func Main(m interface{ Run() int }) {
-	if os.Getenv(programsVariable) == "" {
+	given, ok := contract.Given()
+	if !ok {
 		os.Exit(m.Run()) // every test skips: see Require
 	}
-	base := os.Getenv(sandboxesVariable)
-	leftover.Launcher = Program("k3s9p")
-	err := leftover.Clean(base, func(format string, args ...any) { fmt.Printf(format+"\n", args...) })
+	run.Run = given
+	leftover.Launcher = Program(contract.Launcher)
+	err := leftover.Clean(run.Sandboxes, func(format string, args ...any) { fmt.Printf(format+"\n", args...) })
 	if err == nil {
-		run.dir, err = leftover.Claim(base)
+		run.dir, err = leftover.Claim(run.Sandboxes)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -92,7 +95,7 @@ func clean() error {
 	}
 	sandboxes, listErr := leftover.Sandboxes(run.dir)
 	for _, dir := range sandboxes {
-		left = append(left, "folder "+dir)
+		left = append(left, "directory "+dir)
 	}
 	err = errors.Join(err, listErr, leftover.Remove(run.dir))
 	if len(left) > 0 {

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"k3s9p/internal/proof/contract"
 )
 
 // inside is the test's own program in the sandbox.
@@ -26,7 +28,7 @@ func (s *Sandbox) makeRoot(options Options) error {
 	if err := os.MkdirAll(s.rootfs, 0o755); err != nil {
 		return err
 	}
-	if output, err := exec.Command("tar", "-xf", Program("root.tar"), "-C", s.rootfs).CombinedOutput(); err != nil {
+	if output, err := exec.Command("tar", "-xf", Program(contract.Root), "-C", s.rootfs).CombinedOutput(); err != nil {
 		return fmt.Errorf("unpack the root: %w: %s", err, output)
 	}
 	for _, name := range []string{"dev", "proc", "sys", "tmp", "run", "root", "var/lib", "var/log/pods"} {
@@ -39,7 +41,7 @@ func (s *Sandbox) makeRoot(options Options) error {
 		"/etc/passwd": "=root:x:0:0:root:/root:/bin/sh\n",
 		"/etc/group":  "=root:x:0:\n",
 		"/etc/hosts":  "=127.0.0.1 localhost\n" + Address + " sandbox\n",
-		inside:        Program("inside"),
+		inside:        Program(contract.Inside),
 	}
 	maps.Copy(files, options.Files)
 	for path, from := range files {

@@ -5,13 +5,12 @@
 // /sys/fs/cgroup; all capabilities; and a network namespace with eth0, whose other
 // end is in a second namespace.
 //
-// All that a sandbox has on the machine is below one folder, and goes with it:
+// All that a sandbox has on the machine is below one directory, and goes with it:
 // see package leftover.
 package gvisor
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -32,22 +31,18 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"k3s9p/test/gvisor/leftover"
+	"k3s9p/internal/proof/contract"
+	"k3s9p/internal/proof/leftover"
 )
 
-// What go tool mage test:sandbox tells the tests.
-const (
-	// programsVariable names the folder with runsc, inside, root.tar and all that a
-	// sandbox may get.
-	programsVariable = "K3S9P_SANDBOX_PROGRAMS"
-	// sandboxesVariable names the folder that the sandboxes are made in.
-	sandboxesVariable = "K3S9P_SANDBOXES"
-	// runscVariable names the gVisor among the programs.
-	runscVariable = "K3S9P_RUNSC"
-)
+// Program is the path, here, of a file that the sandbox may get: see package contract.
+func Program(name string) string { return run.Program(name) }
 
-// Program is the path, here, of a file that the sandbox may get.
-func Program(name string) string { return filepath.Join(os.Getenv(programsVariable), name) }
+// Reports is the directory that the reports of this run go to.
+func Reports() string { return run.Reports }
+
+// Bench is what a run that measures is told.
+func Bench() contract.Bench { return run.Bench }
 
 // Root is how the root of a sandbox is served.
 type Root string
@@ -117,7 +112,7 @@ func newSandbox(t *testing.T, options Options) *Sandbox {
 // builds gVisor and the programs, and says where they are.
 func Require(t *testing.T) {
 	t.Helper()
-	if os.Getenv(programsVariable) == "" {
+	if _, ok := contract.Given(); !ok {
 		t.Skip("go tool mage test:sandbox runs this, as root")
 	}
 }
@@ -250,7 +245,7 @@ func (s *Sandbox) command(ctx context.Context, args ...string) *exec.Cmd {
 }
 
 // runsc is the gVisor of this run.
-func runsc() string { return Program(cmp.Or(os.Getenv(runscVariable), "runsc")) }
+func runsc() string { return Program(run.Runsc) }
 
 // runscFlags are those that it knows: older ones lack some.
 var runscFlags = sync.OnceValue(func() string {
@@ -397,7 +392,7 @@ func (s *Sandbox) Await(what string, within time.Duration, condition func() bool
 }
 
 // Processes are those of the sandbox on this machine, one for each address space:
-// runsc's own, which name its folder, and those of its process namespaces. The latter
+// runsc's own, which name its directory, and those of its process namespaces. The latter
 // run the sandbox's programs, several processes in one address space, and have no
 // command line (gVisor pkg/sentry/platform/systrap/subprocess.go).
 func (s *Sandbox) Processes() []int {
@@ -457,7 +452,7 @@ func (s *Sandbox) stop() {
 	}
 }
 
-// keepLogs copies the logs of the programs to a folder that stays.
+// keepLogs copies the logs of the programs to a directory that stays.
 func (s *Sandbox) keepLogs() {
 	kept, err := os.MkdirTemp("", "k3s9p-sandbox-")
 	if err != nil {

@@ -176,7 +176,7 @@ func tamper(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), data.Bytes(), 0o644))
 }
 
-// giveaway makes the script's folder that of the user nobody.
+// giveaway makes the script's directory that of the user nobody.
 func giveaway(ts *testscript.TestScript, neg bool, args []string) {
 	work := ts.Getenv("WORK")
 	ts.Check(filepath.WalkDir(work, func(path string, _ fs.DirEntry, err error) error {
@@ -204,7 +204,7 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// keep DIR and same DIR compare a folder, byte by byte, with what it was.
+// keep DIR and same DIR compare a directory, byte by byte, with what it was.
 func keep(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(os.WriteFile(filepath.Join(ts.Getenv("WORK"), "kept"), []byte(content(ts, args[0])), 0o644))
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"k3s9p/internal/proof/contract"
 	"k3s9p/internal/rmtree"
 	"k3s9p/test/gvisor"
 )
@@ -52,7 +53,7 @@ func (m *Machine) Outside(f func() error) error { return gvisor.Within(m.outside
 
 // K3s9p runs it, and may fail.
 func (m *Machine) K3s9p(args ...string) (string, error) {
-	return m.In(append([]string{gvisor.Program("k3s9p"), "--data-dir=" + m.Data}, args...)...)
+	return m.In(append([]string{gvisor.Program(contract.Launcher), "--data-dir=" + m.Data}, args...)...)
 }
 
 // Kubectl has to succeed.

@@ -15,6 +15,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"k3s9p/internal/proof/contract"
 	"k3s9p/internal/rmtree"
 	"k3s9p/test/gvisor"
 )
@@ -27,7 +28,7 @@ const deployment = `{"apiVersion": "apps/v1", "kind": "Deployment", "metadata": 
 func TestNative(t *testing.T) {
 	m := Start(t)
 	images := t.TempDir()
-	m.must(os.Link(gvisor.Program("web.tar"), filepath.Join(images, "web.tar")))
+	m.must(os.Link(gvisor.Program(contract.WebImage), filepath.Join(images, "web.tar")))
 	before := places()
 	began := time.Now()
 	if output, err := m.K3s9p("up", "--detach", "--images="+images); err != nil {

@@ -19,6 +19,7 @@ import (
 	"k3s9p/internal/blocker"
 	"k3s9p/internal/config"
 	bringup "k3s9p/internal/node"
+	"k3s9p/internal/proof/contract"
 	"k3s9p/test/gvisor"
 	"k3s9p/test/gvisor/inside/fixed"
 )
@@ -29,7 +30,7 @@ type Options struct {
 	// Without lists blockers that are not fixed.
 	Without []string
 	// Programs replaces files of the sandbox by other ones of test:sandbox, such as
-	// /usr/local/bin/kubelet by kube-stock.
+	// /usr/local/bin/kubelet by contract.KubeStock.
 	Programs map[string]string
 	// Settings changes the choices from which package blocker starts.
 	Settings func(*config.Settings)
@@ -60,17 +61,17 @@ const (
 // Where the programs are in the sandbox, and the files of test:sandbox that they
 // are copies of.
 var programs = map[string]string{
-	"/usr/local/bin/kubelet":                 "kube",
+	"/usr/local/bin/kubelet":                 contract.Kube,
 	"/usr/local/bin/containerd":              "containerd",
 	"/usr/local/bin/containerd-shim-runc-v2": "containerd-shim-runc-v2",
 	"/usr/local/bin/ctr":                     "ctr",
-	"/usr/local/bin/runc":                    "runc",
+	"/usr/local/bin/runc":                    contract.Runc,
 	"/usr/local/lib/cni/bridge":              "bridge",
 	"/usr/local/lib/cni/ptp":                 "ptp",
 	"/usr/local/lib/cni/loopback":            "loopback",
 	"/usr/local/lib/cni/host-local":          "host-local",
-	"/images/pause.tar":                      "pause.tar",
-	"/images/web.tar":                        "web.tar",
+	"/images/pause.tar":                      contract.PauseImage,
+	"/images/web.tar":                        contract.WebImage,
 }
 
 // Prepare boots a sandbox with the programs, fixes what is to be fixed and writes

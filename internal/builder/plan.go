@@ -1,0 +1,47 @@
+package builder
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"k3s9p/internal/packages"
+	"k3s9p/internal/pin"
+)
+
+// Plan says what Build would do, and changes nothing.
+func (b *Builder) Plan(ctx context.Context, distro string) error {
+	selection, err := b.Selection(distro)
+	if err != nil {
+		return err
+	}
+	b.announce(selection)
+	for _, name := range packages.Missing(ctx, pin.Needs(selection.Sets...)) {
+		fmt.Printf("install  %s (a package of the system)\n", name)
+	}
+	chain, err := b.Toolchain(ctx, b.Root, pin.CGO(selection.Sets...))
+	if err != nil {
+		return err
+	}
+	for _, set := range selection.Sets {
+		key, err := outputKey(set, chain)
+		if err != nil {
+			return err
+		}
+		if _, ok := readCompiled(b.outputDir(set, key)); ok {
+			fmt.Printf("keep     %s %s\n", set.Name, set.Version())
+			continue
+		}
+		for _, series := range set.Series {
+			tree, err := b.treePath(series)
+			if err != nil {
+				return err
+			}
+			if _, err := os.Stat(tree); err != nil {
+				fmt.Printf("patch    %s %s (%d patches)\n", series.Pin.Path, series.Pin.Version, len(series.Patches))
+			}
+		}
+		fmt.Printf("compile  %s %s\n", set.Name, set.Version())
+	}
+	return nil
+}

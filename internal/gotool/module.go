@@ -1,0 +1,41 @@
+package gotool
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+
+	"k3s9p/internal/hint"
+)
+
+var (
+	proxyAnswer = regexp.MustCompile(`(?:([^\s:]+@v[^\s:]+): )?(?:reading|Get) "?(https?://[^\s"]+|file://[^\s"]+)"?: (\d{3}[^\n]*|[^\n]+)`)
+	badSum      = regexp.MustCompile(`(?:verifying )?([^\s:]+@v[^\s:/]+(?:/go\.mod)?): checksum mismatch\s+downloaded: (h1:\S+)\s+go\.sum: +(h1:\S+)`)
+)
+
+// ModuleError says in one line what the go command says in many when it cannot have
+// a module of a set in build/. The module is "" where only the text names it.
+func ModuleError(set, module, text string) error {
+	if match := badSum.FindStringSubmatch(text); match != nil {
+		return hint.Add(fmt.Errorf("module %s: checksum mismatch: the proxy or the module cache has %s, build/%s/go.sum says %s",
+			strings.Replace(match[1], "@", " ", 1), match[2], set, match[3]),
+			"either these are not the pinned bytes (go clean -modcache, another GOPROXY) or go.sum was edited; nothing was built from them")
+	}
+	if match := proxyAnswer.FindStringSubmatch(text); match != nil {
+		if match[1] != "" {
+			module = strings.Replace(match[1], "@", " ", 1)
+		}
+		answer := strings.TrimSpace(match[3])
+		problem := "cannot be fetched"
+		if strings.HasPrefix(answer, "403") || strings.HasPrefix(answer, "404") || strings.HasPrefix(answer, "410") {
+			problem = "is refused by the module proxy"
+		}
+		return hint.Add(fmt.Errorf("module %s, pinned by build/%s, %s: %s (%s)", module, set, problem, answer, match[2]),
+			"set GOPROXY to a proxy that can be reached and serves it; its checksum stays pinned in build/%s/go.sum", set)
+	}
+	text = strings.TrimSpace(strings.ReplaceAll(text, "\n", "\n  "))
+	if module == "" {
+		return fmt.Errorf("fetch the modules of build/%s: %s", set, text)
+	}
+	return fmt.Errorf("fetch module %s of build/%s: %s", module, set, text)
+}

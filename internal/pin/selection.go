@@ -1,0 +1,89 @@
+package pin
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"k3s9p/internal/hint"
+	"k3s9p/internal/packages"
+)
+
+// auto is the DISTRO that takes the best distribution that can be built.
+const auto = "auto"
+
+// distributions are the distributions in the order in which auto tries them.
+var distributions = []string{"k3s", "kubernetes"}
+
+// Selection is what a DISTRO means here and now.
+type Selection struct {
+	Distribution string
+	Sets         []*Set
+	Why          string // why auto took this one; empty otherwise
+}
+
+// Upstream is the version of the set that the distribution is named after, or of
+// its first one.
+func (s Selection) Upstream() string {
+	set := s.Sets[0]
+	if i := slices.IndexFunc(s.Sets, func(set *Set) bool { return set.Name == s.Distribution }); i >= 0 {
+		set = s.Sets[i]
+	}
+	return set.Pins[set.Config.Module].Version
+}
+
+// Select returns the sets of a distribution.
+func Select(sets []*Set, distro string) (Selection, error) {
+	of := make(map[string][]*Set)
+	for _, set := range sets {
+		for _, name := range set.Config.Distributions {
+			of[name] = append(of[name], set)
+		}
+	}
+	switch distro = cmp.Or(distro, auto); {
+	case distro == auto:
+		var missing []string
+		for _, name := range distributions {
+			if len(of[name]) > 0 {
+				why := ""
+				if len(missing) > 0 {
+					why = fmt.Sprintf("nothing in build/ is for %s", strings.Join(missing, ", "))
+				}
+				return Selection{Distribution: name, Sets: of[name], Why: why}, nil
+			}
+			missing = append(missing, name)
+		}
+		return Selection{}, fmt.Errorf("nothing in build/ is for any of %s", strings.Join(distributions, ", "))
+	case len(of[distro]) > 0:
+		return Selection{Distribution: distro, Sets: of[distro]}, nil
+	case slices.Contains(distributions, distro):
+		return Selection{}, hint.Add(fmt.Errorf("distribution %s cannot be built: nothing in build/ is for it", distro), "DISTRO=auto takes one that can be")
+	default:
+		return Selection{}, hint.Add(fmt.Errorf("unknown DISTRO %q", distro), "DISTRO is one of %s, %s", strings.Join(distributions, ", "), auto)
+	}
+}
+
+// SetWith returns the set that patches a module.
+func (s Selection) SetWith(module string) (*Set, error) {
+	for _, set := range s.Sets {
+		if slices.Contains(set.Config.Patched, module) {
+			return set, nil
+		}
+	}
+	return nil, hint.Add(fmt.Errorf("no set of distribution %s patches %s", s.Distribution, module), "DISTRO=kubernetes has one")
+}
+
+// Needs are the packages of the system that compiling some sets takes.
+func Needs(sets ...*Set) []packages.Need {
+	var needs []packages.Need
+	for _, set := range sets {
+		needs = append(needs, set.Config.Needs...)
+	}
+	return needs
+}
+
+// CGO reports whether one of some sets uses cgo.
+func CGO(sets ...*Set) bool {
+	return slices.ContainsFunc(sets, func(s *Set) bool { return s.Config.CGO })
+}

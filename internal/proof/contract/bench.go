@@ -1,0 +1,50 @@
+package contract
+
+import "k3s9p/internal/node"
+
+// Bench is what go tool mage bench tells the scenario that measures.
+type Bench struct {
+	Results string `json:"results"` // the file that the results go to, as JSON
+	Rounds  int    `json:"rounds"`  // how often each side is measured, in turn
+}
+
+// Results are the two sides of a run.
+type Results struct {
+	Native Figures `json:"native"`
+	GVisor Figures `json:"gvisor"`
+}
+
+// Figures are what was measured on one side, a value per round.
+type Figures struct {
+	// Until k3s9p up --detach returns, in seconds: with the programs to unpack; of a
+	// new cluster whose programs are there; of a cluster that was stopped.
+	UpUnpacking []float64 `json:"upUnpacking"`
+	UpNew       []float64 `json:"upNew"`
+	UpStopped   []float64 `json:"upStopped"`
+	// Down is k3s9p down, in seconds, three times a round.
+	Down []float64 `json:"down"`
+
+	// Of 50 MiB over the network, in MB/s: by a process of the node, by one in a pod,
+	// and by one in a pod from another pod.
+	NodeDownload []float64 `json:"nodeDownload"`
+	NodeUpload   []float64 `json:"nodeUpload"`
+	PodDownload  []float64 `json:"podDownload"`
+	PodUpload    []float64 `json:"podUpload"`
+	BetweenPods  []float64 `json:"betweenPods"`
+
+	// Components are the memory of the idle node by program, once, in the first round.
+	Components []Component `json:"components"`
+	// Machine is the memory of this machine that a sandbox uses, in bytes of
+	// proportional set size: before the first up, and with the idle node. On the
+	// machine itself there is none before.
+	Machine struct {
+		Before int64 `json:"before"`
+		Idle   int64 `json:"idle"`
+	} `json:"machine"`
+}
+
+// Component is the memory of a program, in bytes; no PSS where the kernel has none.
+type Component struct {
+	Name string `json:"name"`
+	node.Memory
+}

@@ -1,0 +1,79 @@
+// Package own checks this repository's own code: how it is written, and its tests.
+package own
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"k3s9p/internal/builder"
+	"k3s9p/internal/command"
+	"k3s9p/internal/hint"
+)
+
+// Lint checks our own code, that under overlay/ and build/ included: gofmt, go vet
+// and staticcheck.
+func Lint(ctx context.Context, b *builder.Builder) error {
+	for _, check := range []struct {
+		name string
+		args []string
+	}{
+		{"gofmt", append([]string{"gofmt", "-l"}, goFiles(b.Root)...)},
+		{"go vet", []string{"go", "vet", "./..."}},
+		{"go vet of the targets", []string{"go", "vet", "-tags=mage", "./magefiles"}},
+		{"staticcheck", []string{"go", "tool", "staticcheck", "./..."}},
+		{"staticcheck of the targets", []string{"go", "tool", "staticcheck", "-tags=mage", "./magefiles"}},
+	} {
+		step := b.UI.Step("%s", check.name)
+		out, err := b.Run(ctx, command.Command{Dir: b.Root, Env: b.Env(false), Args: check.args})
+		if err == nil && len(out) > 0 && check.name == "gofmt" {
+			err = hint.Add(errors.New("files are not formatted"), "gofmt -w %s", strings.Join(strings.Fields(string(out)), " "))
+		}
+		if err != nil {
+			step.Fail()
+			return fmt.Errorf("%s: %w\n%s", check.name, err, out)
+		}
+		step.Done("")
+	}
+	return nil
+}
+
+// goFiles lists the Go files of the repository, also those that no package of the
+// main module has.
+func goFiles(root string) []string {
+	var files []string
+	_ = filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if entry.IsDir() && (entry.Name() == ".work" || entry.Name() == ".git" || entry.Name() == "dist") {
+			return filepath.SkipDir
+		}
+		if strings.HasSuffix(path, ".go") {
+			files = append(files, path)
+		}
+		return nil
+	})
+	return files
+}
+
+// Test runs the tests of the main module: units, and the targets as a user
+// runs them. Results are not taken from the test cache, which does not know that
+// the targets were compiled anew.
+func Test(ctx context.Context, b *builder.Builder) error {
+	cmd := exec.CommandContext(ctx, "go", "test", "-count=1", "./...")
+	cmd.Dir, cmd.Env = b.Root, b.Env(false)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
+	if err := cmd.Run(); err != nil {
+		return errors.Join(ctx.Err(), errors.New("tests of this repository failed"))
+	}
+	return nil
+}

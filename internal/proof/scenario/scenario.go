@@ -1,0 +1,65 @@
+// Package scenario runs the scenarios of test/ in real gVisor sandboxes, with the
+// programs in dist/ and with variants of them.
+package scenario
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"k3s9p/internal/hint"
+	"k3s9p/internal/proof/contract"
+)
+
+// Scenario is a directory of test/ that runs in sandboxes.
+type Scenario struct {
+	Name string
+	// Everywhere says that it runs in each gVisor, and not in the newest only.
+	Everywhere bool
+}
+
+// All are the scenarios, in the order in which they run.
+var All = []Scenario{{"cluster", true}, {"updown", false}, {"native", false}, {"experiment", false}, {"pods", true}, {"stats", true}, {"overlayroot", false}, {"hungmount", false}}
+
+func names() []string {
+	var names []string
+	for _, s := range All {
+		names = append(names, s.Name)
+	}
+	return names
+}
+
+// Run is a scenario in the gVisor of a set.
+type Run struct {
+	Scenario, Set string
+	Bench         contract.Bench // if it measures
+}
+
+func (r Run) String() string { return r.Scenario + strings.TrimPrefix(r.Set, today) }
+
+// compares reports whether a run compares with variants of the sets.
+func (r Run) compares() bool { return r.Bench == contract.Bench{} }
+
+// runs lists what is to run: all, or one scenario, in each gVisor that it is for, or
+// in one (today, or YYYYMM).
+func runs(root, scenario, gvisor string) ([]Run, error) {
+	if scenario != "" && !slices.Contains(names(), scenario) {
+		return nil, hint.Add(fmt.Errorf("there is no scenario %q", scenario), "the scenarios are %s", strings.Join(names(), ", "))
+	}
+	sets, err := Sets(root, gvisor)
+	if err != nil {
+		return nil, err
+	}
+	var runs []Run
+	for _, set := range sets {
+		for _, s := range All {
+			switch {
+			case scenario != "" && scenario != s.Name:
+			case gvisor == "" && !s.Everywhere && set != today:
+			default:
+				runs = append(runs, Run{Scenario: s.Name, Set: set})
+			}
+		}
+	}
+	return runs, nil
+}

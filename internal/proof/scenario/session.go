@@ -1,0 +1,215 @@
+package scenario
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"k3s9p/internal/builder"
+	"k3s9p/internal/hint"
+	"k3s9p/internal/progress"
+	"k3s9p/internal/proof/contract"
+	"k3s9p/internal/proof/gotest"
+	"k3s9p/internal/proof/leftover"
+	"k3s9p/internal/workdir"
+)
+
+// Test runs the scenarios, or one of them, in real gVisor sandboxes, with the programs
+// in dist/.
+func Test(ctx context.Context, b *builder.Builder, only, gvisor string) (err error) {
+	defer func() { err = b.ExplainNoSpace(err) }()
+	scenarios, err := runs(b.Root, only, gvisor)
+	if err != nil {
+		return err
+	}
+	if why := Preflight(); why != nil {
+		if os.Getenv("CI") != "" {
+			return fmt.Errorf("in CI no scenario may be skipped: %w", why)
+		}
+		b.UI.Step("test in gVisor").Skip("%v", why)
+		return nil
+	}
+	var failed []string
+	start := time.Now()
+	err = With(ctx, b, scenarios, func(s *Session) error {
+		start = time.Now()
+		for _, scenario := range scenarios {
+			ok, err := s.Run(ctx, scenario)
+			if err != nil {
+				return err
+			}
+			if !ok {
+				failed = append(failed, scenario.String())
+			}
+		}
+		if len(failed) > 0 {
+			return hint.Add(fmt.Errorf("%d of %d scenarios failed in gVisor: %s", len(failed), len(scenarios), strings.Join(failed, ", ")),
+				"what they printed is in %s", b.Dist("reports", "sandbox-*.log"))
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%d scenarios passed in gVisor in %s; the reports are in %s\n", len(scenarios), progress.Elapsed(time.Since(start)), b.Dist("reports"))
+	return nil
+}
+
+// Session is what runs have in common: a locked work tree, and the programs.
+type Session struct {
+	b     *builder.Builder
+	given contract.Run
+}
+
+// With calls f with what some runs need, and cleans up what they leave.
+func With(ctx context.Context, b *builder.Builder, runs []Run, f func(*Session) error) (err error) {
+	selection, err := b.Selection("kubernetes")
+	if err != nil {
+		return err
+	}
+	unlock, err := b.Lock(ctx, b.UI)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := validateDist(b, selection); err != nil {
+		return err
+	}
+	programs, err := makePrograms(ctx, b, selection, runs)
+	if err != nil {
+		return err
+	}
+	s := &Session{b, contract.Run{Programs: programs, Sandboxes: b.Work("sandboxes"), Reports: b.Dist("reports")}}
+	if err := os.MkdirAll(s.given.Sandboxes, 0o755); err != nil {
+		return err
+	}
+	leftover.Launcher = b.Dist(builder.LauncherName)
+	// Whatever a run leaves that was killed, or had a panic in a goroutine.
+	defer func() {
+		if ctx.Err() != nil {
+			leftover.Wait(s.given.Sandboxes, 4*time.Second) // mage ends the process after 5 s
+		}
+		err = errors.Join(err, leftover.Clean(s.given.Sandboxes, b.UI.Say))
+	}()
+	return f(s)
+}
+
+// Run runs the tests of a scenario and shows each as it ends.
+func (s *Session) Run(ctx context.Context, run Run) (bool, error) {
+	name := run.String()
+	log, err := os.CreateTemp(s.b.Work("tmp"), "scenario-")
+	if err != nil {
+		return false, err
+	}
+	defer log.Close()
+	given := s.given
+	given.Runsc, given.Bench = runsc(run.Set), run.Bench
+	variable, err := given.Variable()
+	if err != nil {
+		return false, err
+	}
+	step := s.b.UI.Step("%s in gVisor", name)
+	cmd := exec.CommandContext(ctx, "go", "test", "-json", "-count=1", "-vet=off", "-timeout=15m", "./test/"+run.Scenario)
+	cmd.Dir, cmd.Env = s.b.Root, append(s.b.Env(false), variable)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// The tests delete their sandboxes when they are told to end.
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
+	cmd.WaitDelay = 30 * time.Second
+	output, err := cmd.StdoutPipe()
+	if err != nil {
+		step.Fail()
+		return false, err
+	}
+	cmd.Stderr = log
+	if err := cmd.Start(); err != nil {
+		step.Fail()
+		return false, err
+	}
+	outcome, readErr := s.follow(output, name, step, log)
+	err = errors.Join(cmd.Wait(), readErr)
+	_ = workdir.CopyFile(log.Name(), s.b.Dist("reports", "sandbox-"+name+".log"), 0o644)
+	if ctx.Err() != nil {
+		step.Fail()
+		return false, context.Cause(ctx)
+	}
+	switch {
+	case err != nil || outcome.failed > 0:
+		step.Fail()
+		if outcome.failed == 0 {
+			text, _ := os.ReadFile(log.Name())
+			return false, fmt.Errorf("go test ./test/%s: %w\n%s", run.Scenario, err, text)
+		}
+		return false, nil
+	case outcome.skipped > 0 && os.Getenv("CI") != "":
+		step.Fail()
+		return false, fmt.Errorf("in CI no scenario may be skipped: %s skipped %d tests", name, outcome.skipped)
+	case outcome.passed == 0:
+		step.Fail()
+		return false, fmt.Errorf("scenario %s passed no test: nothing was tested", name)
+	}
+	step.Done("%d tests passed", outcome.passed)
+	return true, nil
+}
+
+// outcome counts the tests of a scenario, not those that have subtests.
+type outcome struct{ passed, failed, skipped int }
+
+// follow reads what go test -json writes: it shows each test when it ends, with
+// its result (an attribute of the test), and what a failed one printed.
+func (s *Session) follow(events io.Reader, scenario string, step *progress.Step, log io.Writer) (outcome, error) {
+	var total outcome
+	printed := make(map[string]*strings.Builder)
+	results := make(map[string]string)
+	parents := make(map[string]bool)
+	err := gotest.Read(events, func(event gotest.Event) {
+		if event.Output != "" {
+			io.WriteString(log, event.Output)
+			if printed[event.Test] == nil {
+				printed[event.Test] = new(strings.Builder)
+			}
+			printed[event.Test].WriteString(event.Output)
+		}
+		title := scenario + ": " + title(event.Test)
+		switch event.Action {
+		case "run":
+			step.Note("%s", title)
+			parents[filepath.Dir(event.Test)] = true
+		case "attr":
+			if event.Key == "result" {
+				results[event.Test] = event.Value
+			}
+		case "pass", "fail", "skip":
+			if event.Test == "" || parents[event.Test] && event.Action == "pass" {
+				return
+			}
+			line := fmt.Sprintf("%s (%.1fs)", title, event.Elapsed)
+			if result := results[event.Test]; result != "" {
+				line = fmt.Sprintf("%s: %s (%.1fs)", title, result, event.Elapsed)
+			}
+			switch event.Action {
+			case "pass":
+				total.passed++
+				s.b.UI.Say("  ✓ %s", line)
+			case "skip":
+				total.skipped++
+				s.b.UI.Say("  – %s\n%s", line, printed[event.Test])
+			case "fail":
+				total.failed++
+				s.b.UI.Say("  ✗ %s\n%s", line, printed[event.Test])
+			}
+		}
+	})
+	return total, err
+}
+
+// title is the name of a test without what all of them have.
+func title(test string) string {
+	return strings.ReplaceAll(strings.TrimPrefix(test, "Test"), "_", " ")
+}

@@ -1,0 +1,251 @@
+// Package series is what maintainers do with the series of patches: list them, check
+// that they apply, edit them as commits, and save them again.
+package series
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"k3s9p/internal/builder"
+	"k3s9p/internal/hint"
+	"k3s9p/internal/patch"
+	"k3s9p/internal/pin"
+	"k3s9p/internal/progress"
+	"k3s9p/internal/record"
+	"k3s9p/internal/rmtree"
+	"k3s9p/internal/workdir"
+)
+
+// pinned is a series with the set that pins its module.
+type pinned struct {
+	pin.PinnedSeries
+	set *pin.Set
+}
+
+// allSeries returns the series of all sets, each once.
+func allSeries(root string) ([]pinned, error) {
+	sets, err := pin.ReadSets(root)
+	if err != nil {
+		return nil, err
+	}
+	var all []pinned
+	for _, set := range sets {
+		for _, series := range set.Series {
+			seen := slices.ContainsFunc(all, func(p pinned) bool { return p.Digest == series.Digest })
+			if !seen {
+				all = append(all, pinned{series, set})
+			}
+		}
+	}
+	return all, nil
+}
+
+// find finds the series of a module, which may be named by the end of its
+// path: cadvisor, plugins, cgroups/v3.
+func find(root, module string) (pinned, error) {
+	all, err := allSeries(root)
+	if err != nil {
+		return pinned{}, err
+	}
+	var found []pinned
+	var names []string
+	for _, p := range all {
+		names = append(names, p.Pin.Path)
+		if p.Pin.Path == module {
+			return p, nil
+		}
+		if strings.HasSuffix(p.Pin.Path, "/"+module) {
+			found = append(found, p)
+		}
+	}
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		return pinned{}, hint.Add(fmt.Errorf("no patched module is called %q", module), "one of %s", strings.Join(names, ", "))
+	default:
+		return pinned{}, hint.Add(fmt.Errorf("%d patched modules are called %q", len(found), module), "one of %s", strings.Join(names, ", "))
+	}
+}
+
+// List prints all patches, as a table or, with output "json", as records.
+func List(b *builder.Builder, w io.Writer, output string) error {
+	if output != "" && output != "text" && output != "json" {
+		return fmt.Errorf("unknown output format %q: it is text or json", output)
+	}
+	all, err := allSeries(b.Root)
+	if err != nil {
+		return err
+	}
+	patches := []record.Patch{}
+	for _, p := range all {
+		for _, applied := range p.set.Patches() {
+			if applied.Module == p.Pin.Path {
+				patches = append(patches, applied)
+			}
+		}
+	}
+	if output == "json" {
+		encoder := json.NewEncoder(w)
+		encoder.SetIndent("", "  ")
+		return encoder.Encode(patches)
+	}
+	table := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(table, "MODULE\tVERSION\tPATCH\tFORWARDED\tDESCRIPTION")
+	for _, p := range patches {
+		number, _, _ := strings.Cut(p.Name, "-")
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", p.Module, p.Version, number, p.Forwarded, p.Description)
+	}
+	return table.Flush()
+}
+
+// Verify applies every series to its pin, strictly, and reports all that
+// do not apply.
+func Verify(ctx context.Context, b *builder.Builder) (err error) {
+	defer func() { err = b.ExplainNoSpace(err) }()
+	unlock, err := b.Lock(ctx, b.UI)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	all, err := allSeries(b.Root)
+	if err != nil {
+		return err
+	}
+	var failures error
+	for _, p := range all {
+		step := b.UI.Step("%s %s", p.Pin.Path, p.Pin.Version)
+		if err := p.verify(ctx, b, step); err != nil {
+			step.Fail()
+			failures = errors.Join(failures, err)
+			continue
+		}
+		step.Done("%d patches apply", len(p.Patches))
+	}
+	return failures
+}
+
+func (p pinned) verify(ctx context.Context, b *builder.Builder, step *progress.Step) error {
+	zips, err := b.Download(ctx, p.set, step)
+	if err != nil {
+		return err
+	}
+	tree, err := b.Temporary("verify")
+	if err != nil {
+		return err
+	}
+	defer rmtree.Tree(tree)
+	stock, err := b.StockTree(p.PinnedSeries, zips[p.Pin.Path])
+	if err != nil {
+		return err
+	}
+	if err := builder.LinkTree(stock, tree); err != nil {
+		return err
+	}
+	return p.Apply(tree, p.Pin.Path+" "+p.Pin.Version)
+}
+
+// editTree is where the git tree of a series is.
+func editTree(b *builder.Builder, p pinned) string {
+	return b.Work("edit", builder.Flatten(p.Pin.Path)+"@"+p.Pin.Version)
+}
+
+// Edit makes a git tree of a patched module, its series as commits.
+func Edit(ctx context.Context, b *builder.Builder, module string) (err error) {
+	defer func() { err = b.ExplainNoSpace(err) }()
+	if err := needGit(); err != nil {
+		return err
+	}
+	p, err := find(b.Root, module)
+	if err != nil {
+		return err
+	}
+	unlock, err := b.Lock(ctx, b.UI)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	final := editTree(b, p)
+	if _, err := os.Stat(final); err == nil {
+		if err := patch.Unsaved(ctx, final); err != nil {
+			return err
+		}
+	}
+	step := b.UI.Step("check out %s %s with its series", p.Pin.Path, p.Pin.Version)
+	err = p.checkout(ctx, b, final, step)
+	if err != nil {
+		step.Fail()
+		return err
+	}
+	step.Done("%d commits", len(p.Patches))
+	fmt.Printf("%s\nnext: change its commits (git rebase --interactive k3s9p-base), then go tool mage patch:save %s\n", final, module)
+	return nil
+}
+
+func (p pinned) checkout(ctx context.Context, b *builder.Builder, final string, step *progress.Step) error {
+	zips, err := b.Download(ctx, p.set, step)
+	if err != nil {
+		return err
+	}
+	tree, err := b.Temporary("edit")
+	if err != nil {
+		return err
+	}
+	err = p.Checkout(ctx, tree, p.Pin.Path+" "+p.Pin.Version, func(dir string) error {
+		return builder.Extract(p.PinnedSeries, zips[p.Pin.Path], dir)
+	})
+	if err != nil {
+		return err
+	}
+	return workdir.Publish(tree, final)
+}
+
+// Save regenerates a series from the commits of its edit tree.
+func Save(ctx context.Context, b *builder.Builder, module string) error {
+	if err := needGit(); err != nil {
+		return err
+	}
+	p, err := find(b.Root, module)
+	if err != nil {
+		return err
+	}
+	unlock, err := b.Lock(ctx, b.UI)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	tree := editTree(b, p)
+	if _, err := os.Stat(tree); err != nil {
+		return hint.Add(fmt.Errorf("there is no edit tree for %s %s", p.Pin.Path, p.Pin.Version), "go tool mage patch:edit %s makes it", module)
+	}
+	changed, err := p.Save(ctx, tree)
+	if err != nil {
+		return err
+	}
+	if len(changed) == 0 {
+		fmt.Println("no patch changed")
+		return nil
+	}
+	slices.Sort(changed)
+	for _, name := range changed {
+		fmt.Println(path.Join(p.Dir, name))
+	}
+	fmt.Println("next: go tool mage patch:verify build")
+	return nil
+}
+
+func needGit() error {
+	if _, err := exec.LookPath("git"); err != nil {
+		return hint.Add(errors.New("git is not installed"), "apt-get install git; the series is edited as a git tree")
+	}
+	return nil
+}
