@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -52,11 +53,15 @@ func printStatus(w io.Writer, s node.State) error {
 		fmt.Fprintf(w, "%s for %s\n", s.Phase, progress.Elapsed(time.Since(s.Since)))
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	for _, row := range [][2]string{
+	rows := [][2]string{
 		{"node", s.Cluster.NodeName}, {"Kubernetes", s.Version}, {"apiserver", s.Server},
 		{"pods", s.Cluster.PodCIDR().String()}, {"Services", s.Cluster.ServiceCIDR.String()},
 		{"images", images(s)}, {"egress", s.Egress}, {"data", s.DataDir},
-	} {
+	}
+	for _, addOn := range s.AddOns {
+		rows = append(rows, [2]string{addOn.Name, addOn.How})
+	}
+	for _, row := range rows {
 		if row[1] != "" {
 			fmt.Fprintf(table, "%s\t%s\n", row[0], row[1])
 		}
@@ -76,6 +81,12 @@ func printStatus(w io.Writer, s node.State) error {
 		total += p.RSS
 	}
 	fmt.Fprintf(table, "all\t\t\t\t%s\t\n", progress.Size(total))
+	if len(s.Manifests) > 0 {
+		fmt.Fprintln(table, "\nMANIFEST\tOBJECTS\tERROR")
+	}
+	for _, file := range s.Manifests {
+		fmt.Fprintf(table, "%s\t%d\t%s\n", file.Name, file.Objects, strings.ReplaceAll(file.Error, "\n", "; "))
+	}
 	return table.Flush()
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -22,6 +23,7 @@ Ready, and k3s9p down ends it.`,
 		Example: `  k3s9p up                       # until Ctrl-C
   k3s9p up --detach              # in the background
   k3s9p up --images ./images     # import image archives, now and when they appear
+  k3s9p up --disable storage     # without a default StorageClass
   k3s9p up --kubelet-arg max-pods=20`,
 		Args: cobra.NoArgs,
 	}
@@ -32,6 +34,7 @@ Ready, and k3s9p down ends it.`,
 	cmd.Flags().StringVar(&o.NodeName, "node-name", "", "the name of the node (default: the host name)")
 	cmd.Flags().StringVar(&o.ClusterCIDR, "cluster-cidr", "", "the network of pods (default: 10.42.0.0/16, or another one that is free)")
 	cmd.Flags().StringVar(&o.ServiceCIDR, "service-cidr", "", "the network of Services (default: 10.43.0.0/16, or another one that is free)")
+	cmd.Flags().StringSliceVar(&o.Disable, "disable", nil, "leave out a part of the cluster: "+strings.Join(node.AddOns, ", "))
 	cmd.Flags().StringArrayVar(&o.KubeletArgs, "kubelet-arg", nil, "a further flag of the kubelet, as name=value; may be repeated")
 	cmd.Flags().StringArrayVar(&o.APIServerArgs, "kube-apiserver-arg", nil, "the same for kube-apiserver")
 	cmd.Flags().StringArrayVar(&o.ControllerManagerArgs, "kube-controller-manager-arg", nil, "the same for kube-controller-manager")

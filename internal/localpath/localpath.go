@@ -17,7 +17,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -32,29 +32,23 @@ const (
 	provisionedBy = "pv.kubernetes.io/provisioned-by"
 )
 
-// StorageClass is the default one of the cluster.
-func StorageClass() *storagev1.StorageClass {
-	reclaim, binding := corev1.PersistentVolumeReclaimDelete, storagev1.VolumeBindingWaitForFirstConsumer
-	return &storagev1.StorageClass{
-		TypeMeta:          metav1.TypeMeta{APIVersion: storagev1.SchemeGroupVersion.String(), Kind: "StorageClass"},
-		ObjectMeta:        metav1.ObjectMeta{Name: Class, Annotations: map[string]string{"storageclass.kubernetes.io/is-default-class": "true"}},
-		Provisioner:       Provisioner,
-		ReclaimPolicy:     &reclaim,
-		VolumeBindingMode: &binding,
-	}
-}
-
 // Refusal is a claim that no directory can be.
 type Refusal struct {
 	Claim  *corev1.PersistentVolumeClaim
 	Reason string
 }
 
+// Place is where the directories are.
+type Place struct {
+	Dir  string // they are below it
+	Node string
+	Size int64 // of its filesystem, in bytes; 0 if that is not known
+}
+
 // Wanted returns the volumes to make for claims of the StorageClass, and the
-// volumes to remove: released, with reclaim policy Delete. Directories are below
-// dir. Claims that wait for their first pod are left out, and so are those whose
+// volumes to remove: released, with reclaim policy Delete. Claims that wait for their first pod are left out, and so are those whose
 // volume exists.
-func Wanted(dir, node string, claims []corev1.PersistentVolumeClaim, volumes []corev1.PersistentVolume) (create, remove []*corev1.PersistentVolume, refused []Refusal) {
+func Wanted(place Place, claims []corev1.PersistentVolumeClaim, volumes []corev1.PersistentVolume) (create, remove []*corev1.PersistentVolume, refused []Refusal) {
 	there := make(map[string]bool)
 	for i := range volumes {
 		v := &volumes[i]
@@ -68,25 +62,28 @@ func Wanted(dir, node string, claims []corev1.PersistentVolumeClaim, volumes []c
 		c := &claims[i]
 		ours := c.Spec.StorageClassName != nil && *c.Spec.StorageClassName == Class
 		if !ours || c.Status.Phase != corev1.ClaimPending || c.Spec.VolumeName != "" || c.DeletionTimestamp != nil ||
-			c.Annotations[selectedNode] != node || there["pvc-"+string(c.UID)] {
+			c.Annotations[selectedNode] != place.Node || there["pvc-"+string(c.UID)] {
 			continue
 		}
-		if reason := refusal(c); reason != "" {
+		if reason := place.refusal(c); reason != "" {
 			refused = append(refused, Refusal{c, reason})
 			continue
 		}
-		create = append(create, volumeOf(c, dir, node))
+		create = append(create, place.volumeOf(c))
 	}
 	return create, remove, refused
 }
 
-func refusal(c *corev1.PersistentVolumeClaim) string {
+func (p Place) refusal(c *corev1.PersistentVolumeClaim) string {
 	for _, mode := range c.Spec.AccessModes {
 		if mode != corev1.ReadWriteOnce && mode != corev1.ReadWriteOncePod {
 			return fmt.Sprintf("the StorageClass %s has ReadWriteOnce and ReadWriteOncePod volumes, not %s", Class, mode)
 		}
 	}
+	size := c.Spec.Resources.Requests[corev1.ResourceStorage]
 	switch {
+	case p.Size > 0 && size.CmpInt64(p.Size) > 0:
+		return fmt.Sprintf("%s are more than the whole filesystem of %s has, %s", size.String(), p.Dir, resource.NewQuantity(p.Size, resource.BinarySI))
 	case c.Spec.VolumeMode != nil && *c.Spec.VolumeMode != corev1.PersistentVolumeFilesystem:
 		return "a directory is no block device"
 	case c.Spec.DataSource != nil || c.Spec.DataSourceRef != nil:
@@ -97,7 +94,7 @@ func refusal(c *corev1.PersistentVolumeClaim) string {
 	return ""
 }
 
-func volumeOf(c *corev1.PersistentVolumeClaim, dir, node string) *corev1.PersistentVolume {
+func (p Place) volumeOf(c *corev1.PersistentVolumeClaim) *corev1.PersistentVolume {
 	kind := corev1.HostPathDirectoryOrCreate
 	name := "pvc-" + string(c.UID)
 	return &corev1.PersistentVolume{
@@ -110,10 +107,10 @@ func volumeOf(c *corev1.PersistentVolumeClaim, dir, node string) *corev1.Persist
 			StorageClassName:              Class,
 			ClaimRef:                      &corev1.ObjectReference{APIVersion: "v1", Kind: "PersistentVolumeClaim", Namespace: c.Namespace, Name: c.Name, UID: c.UID},
 			PersistentVolumeSource: corev1.PersistentVolumeSource{
-				HostPath: &corev1.HostPathVolumeSource{Path: filepath.Join(dir, name+"_"+c.Namespace+"_"+c.Name), Type: &kind},
+				HostPath: &corev1.HostPathVolumeSource{Path: filepath.Join(p.Dir, name+"_"+c.Namespace+"_"+c.Name), Type: &kind},
 			},
 			NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
-				MatchExpressions: []corev1.NodeSelectorRequirement{{Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn, Values: []string{node}}},
+				MatchExpressions: []corev1.NodeSelectorRequirement{{Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn, Values: []string{p.Node}}},
 			}}}},
 		},
 	}

@@ -30,6 +30,9 @@ const claims = `
 - metadata: {namespace: default, name: block, uid: "7", annotations: {volume.kubernetes.io/selected-node: here}}
   spec: {storageClassName: local-path, accessModes: [ReadWriteOnce], volumeMode: Block}
   status: {phase: Pending}
+- metadata: {namespace: default, name: huge, uid: "10", annotations: {volume.kubernetes.io/selected-node: here}}
+  spec: {storageClassName: local-path, accessModes: [ReadWriteOnce], resources: {requests: {storage: 101Gi}}}
+  status: {phase: Pending}
 `
 
 const volumes = `
@@ -57,7 +60,7 @@ func parse[T any](t *testing.T, text string) T {
 }
 
 func TestWanted(t *testing.T) {
-	create, remove, refused := Wanted("/data", "here", parse[[]corev1.PersistentVolumeClaim](t, claims), parse[[]corev1.PersistentVolume](t, volumes))
+	create, remove, refused := Wanted(Place{Dir: "/data", Node: "here", Size: 100 << 30}, parse[[]corev1.PersistentVolumeClaim](t, claims), parse[[]corev1.PersistentVolume](t, volumes))
 	var got []string
 	for _, v := range create {
 		got = append(got, "create "+v.Name+" "+v.Spec.HostPath.Path+" "+v.Spec.Capacity.Storage().String())
@@ -68,7 +71,7 @@ func TestWanted(t *testing.T) {
 	for _, r := range refused {
 		got = append(got, "refuse "+r.Claim.Name)
 	}
-	want := []string{"create pvc-1 /data/pvc-1_default_data 1Gi", "remove pvc-8", "refuse shared", "refuse block"}
+	want := []string{"create pvc-1 /data/pvc-1_default_data 1Gi", "remove pvc-8", "refuse shared", "refuse block", "refuse huge"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}

@@ -154,11 +154,16 @@ func (e *statusError) Error() string {
 }
 
 func (c *client) do(ctx context.Context, method, path string, body []byte) ([]byte, error) {
+	return c.request(ctx, method, path, "application/json", body)
+}
+
+// request asks for JSON. The error of an answer that is not a success is a statusError.
+func (c *client) request(ctx context.Context, method, path, contentType string, body []byte) ([]byte, error) {
 	request, err := http.NewRequestWithContext(ctx, method, c.server+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
-	request.Header.Set("Content-Type", "application/json")
+	request.Header.Set("Content-Type", contentType)
 	request.Header.Set("Accept", "application/json")
 	response, err := c.http.Do(request)
 	if err != nil {
@@ -170,9 +175,18 @@ func (c *client) do(ctx context.Context, method, path string, body []byte) ([]by
 		return nil, err
 	}
 	if response.StatusCode >= 300 {
-		return nil, &statusError{method, path, response.StatusCode, strings.TrimSpace(string(data[:min(len(data), 400)]))}
+		return nil, &statusError{method, path, response.StatusCode, messageOf(data)}
 	}
 	return data, nil
+}
+
+// messageOf is the text of an answer that is not a success: of a Status, where it is one.
+func messageOf(answer []byte) string {
+	var status metav1.Status
+	if err := json.Unmarshal(answer, &status); err == nil && status.Message != "" {
+		return status.Message
+	}
+	return strings.TrimSpace(string(answer[:min(len(answer), 400)]))
 }
 
 // dials reports whether somebody listens.

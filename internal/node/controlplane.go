@@ -88,24 +88,12 @@ func (n *Node) roles(ctx context.Context) error {
 		return rbacv1.Subject{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: name}
 	}
 	const bindings = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"
-	dns := rbacv1.ClusterRole{
-		TypeMeta:   metav1.TypeMeta{APIVersion: rbacv1.SchemeGroupVersion.String(), Kind: "ClusterRole"},
-		ObjectMeta: metav1.ObjectMeta{Name: dnsUser},
-		Rules: []rbacv1.PolicyRule{
-			{APIGroups: []string{""}, Resources: []string{"services", "pods", "namespaces"}, Verbs: []string{"list", "watch"}},
-			{APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}, Verbs: []string{"list", "watch"}},
-		},
-	}
-	if err := n.client.ensure(ctx, "/apis/rbac.authorization.k8s.io/v1/clusterroles", &dns); err != nil {
-		return err
-	}
 	for _, binding := range []struct {
 		name, role string
 		subject    rbacv1.Subject
 	}{
 		{"kubeadm:cluster-admins", "cluster-admin", group("kubeadm:cluster-admins")},
 		{"k3s9p:kubelet-api-admin", "system:kubelet-api-admin", user("kube-apiserver-kubelet-client")},
-		{dnsUser, dnsUser, user(dnsUser)},
 	} {
 		err := n.client.ensure(ctx, bindings, &rbacv1.ClusterRoleBinding{
 			TypeMeta:   metav1.TypeMeta{APIVersion: rbacv1.SchemeGroupVersion.String(), Kind: "ClusterRoleBinding"},

@@ -4,15 +4,10 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"os"
 	"time"
-
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// dnsUser is who the DNS server is to the apiserver, and its role.
+// dnsUser is who the DNS server is to the apiserver.
 const dnsUser = "k3s9p:coredns"
 
 // corefile is the configuration of CoreDNS (its plugins kubernetes, forward, cache).
@@ -34,23 +29,12 @@ const corefile = `.:53 {
 `
 
 // dns starts CoreDNS as a process of the node, at the address that pods are told.
-func (n *Node) dns(ctx context.Context) error {
-	service := corev1.Service{
-		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Service"},
-		ObjectMeta: metav1.ObjectMeta{Name: "kube-dns", Namespace: metav1.NamespaceSystem,
-			Labels: map[string]string{"k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS"}},
-		// No selector: what answers is no pod. The Service keeps the address.
-		Spec: corev1.ServiceSpec{ClusterIP: n.cluster.DNS().String(), Ports: []corev1.ServicePort{
-			{Name: "dns", Protocol: corev1.ProtocolUDP, Port: 53, TargetPort: intstr.FromInt32(53)},
-			{Name: "dns-tcp", Protocol: corev1.ProtocolTCP, Port: 53, TargetPort: intstr.FromInt32(53)},
-		}},
+func (n *Node) dns(context.Context) error {
+	if !n.options.has(dnsAddOn) {
+		return nil
 	}
-	if err := n.client.ensure(ctx, "/api/v1/namespaces/kube-system/services", &service); err != nil {
-		return err
-	}
-	const resolver = "/etc/resolv.conf"
-	forward := resolver
-	if _, err := os.Stat(resolver); err != nil {
+	forward := n.upstream
+	if forward == "" {
 		forward = "127.0.0.1:9" // nobody: names outside of the cluster fail at once
 	}
 	file := n.paths.etc("Corefile")

@@ -57,7 +57,11 @@ func (n *Node) ready(ctx context.Context) error {
 	account := func(ctx context.Context) error {
 		return n.client.get(ctx, "/api/v1/namespaces/default/serviceaccounts/default", nil)
 	}
-	for _, condition := range []func(context.Context) error{n.nodeReady, account, n.dnsAnswers} {
+	conditions := []func(context.Context) error{n.nodeReady, account}
+	if n.options.has(dnsAddOn) {
+		conditions = append(conditions, n.dnsAnswers)
+	}
+	for _, condition := range conditions {
 		if err := n.supervisor.Await(ctx, condition, kine, apiserver, controllerManager, scheduler, containerd, kubelet, coredns); err != nil {
 			return err
 		}

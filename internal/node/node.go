@@ -18,6 +18,7 @@ import (
 	"k3s9p/internal/bundle"
 	"k3s9p/internal/config"
 	"k3s9p/internal/hint"
+	"k3s9p/internal/manifest"
 	"k3s9p/internal/progress"
 	"k3s9p/internal/record"
 	"k3s9p/internal/rmtree"
@@ -40,9 +41,13 @@ type Node struct {
 	started    time.Time // the kubelet
 	egress     egress
 	services   *services
-	imported   map[string]string // image archives, with their stamps
-	log        *slog.Logger
-	progress   *progress.Printer
+	upstream   string // the resolv.conf of whom the DNS server asks for other names; "" for nobody
+	manifests  *manifest.Directory
+	// manifestProblem is what was last logged about them.
+	manifestProblem string
+	imported        map[string]string // image archives, with their stamps
+	log             *slog.Logger
+	progress        *progress.Printer
 
 	saving sync.Mutex
 	state  State // guarded by saving
@@ -81,9 +86,9 @@ func (n *Node) up(ctx context.Context) error {
 			return "", err
 		}},
 		{"make certificates", plain(n.certificates)},
-		{"start the control plane", plain(n.datastore, n.apiserver, n.roles, n.controllers)},
+		{"start the control plane", plain(n.datastore, n.apiserver, n.roles, n.controllers, n.addOns)},
 		{"wait for the container runtime", func(context.Context) (string, error) { return "", runtime.Wait() }},
-		{"start the kubelet, DNS and Services", plain(n.kubelet, n.dns, n.openServices, n.storageClass)},
+		{"start the kubelet, DNS and Services", plain(n.kubelet, n.dns, n.openServices)},
 		{"wait until the node is Ready", plain(n.ready)},
 	} {
 		shown := n.progress.Step("%s", s.title)
@@ -205,6 +210,9 @@ func (n *Node) fix(ctx context.Context) (string, error) {
 	if err := makeCgroup(n.paths); err != nil {
 		return "", err
 	}
+	if err := n.chooseResolvers(); err != nil {
+		return "", err
+	}
 	if n.files, err = n.settings.Write(n.paths.etc()); err != nil {
 		return "", err
 	}
@@ -231,10 +239,6 @@ func settingsOf(p Paths, c Cluster) config.Settings {
 	s.Network.PodCIDR, s.Network.State = c.PodCIDR().String(), p.run("cni", "networks")
 	s.Kubelet.ClientCA, s.Kubelet.DNS = p.pkiFile("ca.crt"), c.DNS().String()
 	s.Kubelet.Cgroup = cgroup
-	const resolver = "/etc/resolv.conf"
-	if _, err := os.Stat(resolver); err == nil {
-		s.Kubelet.Resolver = resolver
-	}
 	return s
 }
 

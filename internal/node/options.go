@@ -25,6 +25,8 @@ type Options struct {
 	Wait time.Duration `json:"wait"`
 	// Detach leaves the node running when it is Ready.
 	Detach bool `json:"detach,omitempty"`
+	// Disable are the AddOns that are left out.
+	Disable []string `json:"disable,omitempty"`
 	// Further flags of the programs, each name=value or name.
 	KubeletArgs           []string `json:"kubeletArgs,omitempty"`
 	APIServerArgs         []string `json:"apiserverArgs,omitempty"`
@@ -54,7 +56,7 @@ func (o *Options) check() error {
 		}
 		o.Images = absolute
 	}
-	return Paths{o.DataDir}.check()
+	return errors.Join(o.checkAddOns(), Paths{o.DataDir}.check())
 }
 
 // flagsOf turns name=value into --name=value.

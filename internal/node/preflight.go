@@ -60,7 +60,7 @@ func portsFree(p Paths) error {
 		}
 		_, text, _ := net.SplitHostPort(l.address)
 		number, _ := strconv.Atoi(text)
-		pid, who := holder(number)
+		pid, who := holder("tcp", number)
 		if left, err := processes(p); err == nil && left[pid] != "" {
 			continue
 		}
@@ -69,19 +69,22 @@ func portsFree(p Paths) error {
 	return nil
 }
 
-// holder names the process that listens on a TCP port, as far as /proc shows it
+// waiting is the state of a socket without a peer, in the tables of /proc/net
+// (include/net/tcp_states.h; UDP uses the same).
+var waiting = map[string]string{"tcp": "0A", "udp": "07"}
+
+// holder names the process that waits at a port of tcp or udp, as far as /proc shows it
 // (proc_net_tcp(5)).
-func holder(port int) (int, string) {
+func holder(network string, port int) (int, string) {
 	sockets := make(map[string]bool)
-	for _, table := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+	for _, table := range []string{"/proc/net/" + network, "/proc/net/" + network + "6"} {
 		data, err := os.ReadFile(table)
 		if err != nil {
 			continue
 		}
 		for line := range strings.Lines(string(data)) {
 			fields := strings.Fields(line)
-			const listen = "0A"
-			if len(fields) > 9 && fields[3] == listen && strings.HasSuffix(fields[1], fmt.Sprintf(":%04X", port)) {
+			if len(fields) > 9 && fields[3] == waiting[network] && strings.HasSuffix(fields[1], fmt.Sprintf(":%04X", port)) {
 				sockets["socket:["+fields[9]+"]"] = true
 			}
 		}

@@ -7,10 +7,12 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
@@ -30,12 +32,17 @@ type services struct {
 	table *svcproxy.Table
 	mu    sync.Mutex
 	added map[netip.Addr]bool // addresses that are on the bridge for Services
+	// reported are the ports that could not be opened, and why.
+	reported map[string]string
 }
 
 // openServices brings the ports to what the cluster has now. The Service of the
 // apiserver has to be among them: at a first start it makes that a moment after it
 // says that it is ready.
 func (n *Node) openServices(ctx context.Context) error {
+	if !n.options.has(servicesAddOn) {
+		return nil
+	}
 	n.services = &services{added: make(map[netip.Addr]bool)}
 	n.services.table = svcproxy.NewTable(localAddresses, svcproxy.Options{Log: n.log})
 	return n.supervisor.Await(ctx, func(ctx context.Context) error {
@@ -100,8 +107,9 @@ func (n *Node) syncServices(ctx context.Context) error {
 		}
 	}
 	ports := svcproxy.PortsOf(all.Items, endpointSlices.Items)
-	// CoreDNS listens at its own address.
-	ports = slices.DeleteFunc(ports, func(p svcproxy.Port) bool { return slices.Contains(p.Addresses, n.cluster.DNS()) })
+	if n.options.has(dnsAddOn) { // CoreDNS listens at its own address
+		ports = slices.DeleteFunc(ports, func(p svcproxy.Port) bool { return slices.Contains(p.Addresses, n.cluster.DNS()) })
+	}
 	addresses := make(map[netip.Addr]bool)
 	for _, port := range ports {
 		for _, address := range port.Addresses {
@@ -109,8 +117,29 @@ func (n *Node) syncServices(ctx context.Context) error {
 		}
 	}
 	addErr := n.services.add(addresses)
-	err := n.services.table.Apply(append(ports, svcproxy.HostPortsOf(pods.Items)...))
-	return errors.Join(addErr, err, n.services.remove(addresses))
+	failures := n.services.table.Apply(append(ports, svcproxy.HostPortsOf(pods.Items)...))
+	n.reportPorts(ctx, failures)
+	return errors.Join(addErr, n.services.remove(addresses))
+}
+
+// reportPorts tells the owners of ports that could not be opened who holds them, once
+// for each reason.
+func (n *Node) reportPorts(ctx context.Context, failures []svcproxy.Failure) {
+	now := make(map[string]string)
+	for _, f := range failures {
+		reason := f.Err.Error()
+		if errors.Is(f.Err, unix.EADDRINUSE) {
+			_, who := holder(strings.ToLower(string(f.Port.Protocol)), int(f.At.Port()))
+			reason = "it is in use by " + who
+		}
+		key := f.Port.Name + " " + f.At.String()
+		if now[key] = reason; n.services.reported[key] == reason {
+			continue
+		}
+		n.log.Warn("a port is not served", "port", f.Port.Name, "protocol", f.Port.Protocol, "at", f.At, "reason", reason)
+		n.warn(ctx, f.Port.Owner, "PortNotServed", fmt.Sprintf("%s port %d is not served at %v: %s", f.Port.Protocol, f.At.Port(), f.At.Addr(), reason))
+	}
+	n.services.reported = now
 }
 
 // add puts addresses on the bridge, so that what is sent to them arrives here.

@@ -14,6 +14,7 @@ import (
 
 	"k3s9p/internal/blocker"
 	"k3s9p/internal/hint"
+	"k3s9p/internal/manifest"
 	"k3s9p/internal/supervisor"
 )
 
@@ -40,7 +41,10 @@ type State struct {
 	Server   string    `json:"server,omitempty"`
 	Programs []Program `json:"programs,omitempty"`
 	// Egress is how pods reach what is outside of the cluster.
-	Egress string `json:"egress,omitempty"`
+	Egress string  `json:"egress,omitempty"`
+	AddOns []AddOn `json:"addOns,omitempty"`
+	// Manifests are the files in the directory of manifests.
+	Manifests []manifest.File `json:"manifests,omitempty"`
 	// Snapshotter and Tmpfs say how images are kept.
 	Snapshotter string            `json:"snapshotter,omitempty"`
 	Tmpfs       bool              `json:"imagesInMemory,omitempty"`
@@ -70,6 +74,14 @@ func (n *Node) save() {
 	if err != nil {
 		n.log.Warn("write the state of the node", "error", err)
 	}
+}
+
+// note changes what the node says of itself.
+func (n *Node) note(change func(*State)) {
+	n.saving.Lock()
+	defer n.saving.Unlock()
+	change(&n.state)
+	n.save()
 }
 
 // Status reads what a node says of itself, and looks whether that is still so.

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
 	"k3s9p/internal/localpath"
@@ -22,12 +22,6 @@ const (
 // storage is the directory of the volumes that claims get.
 func (p Paths) storage() string { return p.at("storage") }
 
-// storageClass makes the default StorageClass, unless the cluster has one of this
-// name.
-func (n *Node) storageClass(ctx context.Context) error {
-	return n.client.ensure(ctx, "/apis/storage.k8s.io/v1/storageclasses", localpath.StorageClass())
-}
-
 // followClaims makes volumes for claims, and removes those that are released, until
 // ctx ends.
 func (n *Node) followClaims(ctx context.Context) {
@@ -38,11 +32,12 @@ func (n *Node) followClaims(ctx context.Context) {
 		if err := errors.Join(n.client.get(ctx, claimsPath, &claims), n.client.get(ctx, volumesPath, &volumes)); err != nil {
 			return err
 		}
-		create, remove, refusals := localpath.Wanted(n.paths.storage(), n.cluster.NodeName, claims.Items, volumes.Items)
+		create, remove, refusals := localpath.Wanted(n.storagePlace(), claims.Items, volumes.Items)
 		for _, r := range refusals {
 			if key := r.Claim.Namespace + "/" + r.Claim.Name; !refused[key] {
 				refused[key] = true
-				n.event(ctx, r)
+				claim := corev1.ObjectReference{APIVersion: "v1", Kind: "PersistentVolumeClaim", Namespace: r.Claim.Namespace, Name: r.Claim.Name, UID: r.Claim.UID}
+				n.warn(ctx, claim, "ProvisioningFailed", r.Reason)
 			}
 		}
 		var failures error
@@ -54,6 +49,15 @@ func (n *Node) followClaims(ctx context.Context) {
 		}
 		return failures
 	})
+}
+
+func (n *Node) storagePlace() localpath.Place {
+	place := localpath.Place{Dir: n.paths.storage(), Node: n.cluster.NodeName}
+	var st unix.Statfs_t
+	if err := unix.Statfs(n.paths.Data, &st); err == nil {
+		place.Size = int64(st.Blocks) * st.Frsize
+	}
+	return place
 }
 
 func (n *Node) makeVolume(ctx context.Context, v *corev1.PersistentVolume) error {
@@ -87,19 +91,4 @@ func (n *Node) removeVolume(ctx context.Context, v *corev1.PersistentVolume) err
 	}
 	n.log.Info("removed a volume", "volume", v.Name)
 	return nil
-}
-
-// event tells the user of a claim why it gets no volume: kubectl describe shows it.
-func (n *Node) event(ctx context.Context, r localpath.Refusal) {
-	now := time.Now()
-	event := &corev1.Event{
-		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "PersistentVolumeClaim", Namespace: r.Claim.Namespace, Name: r.Claim.Name, UID: r.Claim.UID},
-		Reason:         "ProvisioningFailed", Message: r.Reason, Type: corev1.EventTypeWarning,
-		Source: corev1.EventSource{Component: localpath.Provisioner}, Count: 1,
-	}
-	event.Name, event.Namespace = fmt.Sprintf("%s.%x", r.Claim.Name, now.UnixNano()), r.Claim.Namespace
-	event.FirstTimestamp.Time, event.LastTimestamp.Time = now, now
-	if err := n.client.ensure(ctx, "/api/v1/namespaces/"+r.Claim.Namespace+"/events", event); err != nil {
-		n.log.Warn("a claim gets no volume", "claim", r.Claim.Name, "reason", r.Reason, "error", err)
-	}
 }

@@ -229,8 +229,14 @@ func run(ctx context.Context, o order, tell func(report)) error {
 		detach(n.paths.supervisorLog())
 	}
 	go n.watchImages(ctx)
-	go n.followServices(ctx)
-	go n.followClaims(ctx)
+	go n.followManifests(ctx)
+	for addOn, follow := range map[string]func(context.Context){
+		servicesAddOn: n.followServices, storageAddOn: n.followClaims,
+	} {
+		if o.Options.has(addOn) {
+			go follow(ctx)
+		}
+	}
 	go n.supervisor.Reap(ctx)
 	<-ctx.Done()
 	n.enter(Stopping)
@@ -266,6 +272,9 @@ func (n *Node) enter(phase Phase) {
 	n.state.Phase = phase
 	n.state.Snapshotter, n.state.Tmpfs = n.settings.Containerd.Snapshotter, n.settings.Containerd.RootOnTmpfs
 	n.state.Findings, n.state.Egress = n.findings, n.egress.how
+	if phase == Running {
+		n.state.AddOns = n.describeAddOns()
+	}
 	n.save()
 }
 

@@ -9,11 +9,13 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // Port is a port of a Service, or of a pod on its node, and where it leads.
 type Port struct {
 	Name     string // namespace/name:port of the Service or pod
+	Owner    corev1.ObjectReference
 	Protocol corev1.Protocol
 	// Addresses to listen at; none are all of the node.
 	Addresses []netip.Addr
@@ -49,7 +51,7 @@ func PortsOf(services []corev1.Service, endpointSlices []discoveryv1.EndpointSli
 		key := service.Namespace + "/" + service.Name
 		for _, p := range service.Spec.Ports {
 			port := Port{
-				Name: key + ":" + p.Name, Protocol: protocolOf(p.Protocol), Addresses: addresses, Port: uint16(p.Port),
+				Name: key + ":" + p.Name, Owner: ownerOf("Service", service.ObjectMeta), Protocol: protocolOf(p.Protocol), Addresses: addresses, Port: uint16(p.Port),
 				Endpoints: endpointsOf(of[key], p), Affinity: affinityOf(service),
 			}
 			if len(addresses) > 0 {
@@ -62,6 +64,10 @@ func PortsOf(services []corev1.Service, endpointSlices []discoveryv1.EndpointSli
 		}
 	}
 	return ports
+}
+
+func ownerOf(kind string, o metav1.ObjectMeta) corev1.ObjectReference {
+	return corev1.ObjectReference{APIVersion: "v1", Kind: kind, Namespace: o.Namespace, Name: o.Name, UID: o.UID}
 }
 
 func protocolOf(p corev1.Protocol) corev1.Protocol {
@@ -137,6 +143,7 @@ func HostPortsOf(pods []corev1.Pod) []Port {
 				}
 				port := Port{
 					Name:     fmt.Sprintf("%s/%s:%s", pod.Namespace, pod.Name, strings.TrimSpace(p.Name)),
+					Owner:    ownerOf("Pod", pod.ObjectMeta),
 					Protocol: protocolOf(p.Protocol), Port: uint16(p.HostPort),
 					Endpoints: []netip.AddrPort{netip.AddrPortFrom(address, uint16(p.ContainerPort))},
 				}

@@ -173,8 +173,8 @@ func TestTable(t *testing.T) {
 	port := Port{Name: "default/web:", Protocol: corev1.ProtocolTCP, Addresses: []netip.Addr{at.Addr()}, Port: at.Port(), Endpoints: []netip.AddrPort{a, b}}
 	apply := func(ports ...Port) {
 		t.Helper()
-		if err := table.Apply(ports); err != nil {
-			t.Fatal(err)
+		if failures := table.Apply(ports); failures != nil {
+			t.Fatal(failures)
 		}
 	}
 	apply(port)
@@ -213,6 +213,31 @@ func TestTable(t *testing.T) {
 	}
 }
 
+// A client of UDP that goes on from the same port leaves an endpoint that is gone, and
+// no other.
+func TestUDPClientLeavesEndpoint(t *testing.T) {
+	table := NewTable(nil, Options{})
+	defer table.Close(context.Background())
+	first, second, at := answerUDP(t, loopback, "first "), answerUDP(t, loopback, "second "), free(t)
+	port := Port{Name: "default/dns:", Protocol: corev1.ProtocolUDP, Addresses: []netip.Addr{at.Addr()}, Port: at.Port()}
+	var client net.Conn
+	for _, step := range []struct {
+		endpoints []netip.AddrPort
+		want      string
+	}{{[]netip.AddrPort{first}, "first x"}, {[]netip.AddrPort{second, first}, "first x"}, {[]netip.AddrPort{second}, "second x"}} {
+		port.Endpoints = step.endpoints
+		if failures := table.Apply([]Port{port}); failures != nil {
+			t.Fatal(failures)
+		}
+		if client == nil {
+			client = dialUDP(t, at)
+		}
+		if got := exchange(t, client, "x"); got != step.want {
+			t.Errorf("with the endpoints %v it hears %q, want %q", step.endpoints, got, step.want)
+		}
+	}
+}
+
 func TestTwoPortsAtOnePlaceAreNamed(t *testing.T) {
 	table := NewTable(nil, Options{})
 	defer table.Close(context.Background())
@@ -220,8 +245,10 @@ func TestTwoPortsAtOnePlaceAreNamed(t *testing.T) {
 	port := Port{Name: "default/first:", Protocol: corev1.ProtocolTCP, Addresses: []netip.Addr{at.Addr()}, Port: at.Port(), Endpoints: []netip.AddrPort{a}}
 	other := port
 	other.Name = "default/second:"
-	if err := table.Apply([]Port{port, other}); err == nil || !strings.Contains(err.Error(), "default/second:") || !strings.Contains(err.Error(), "default/first:") {
-		t.Errorf("the error is %v", err)
+	other.Owner.Name = "second"
+	failures := table.Apply([]Port{port, other})
+	if len(failures) != 1 || failures[0].Port.Owner.Name != "second" || failures[0].At != at || !strings.Contains(failures[0].Error(), "it is that of default/first:") {
+		t.Errorf("the failures are %v", failures)
 	}
 	if got := hear(t, at); got != "a" {
 		t.Errorf("the first one answers %q", got)

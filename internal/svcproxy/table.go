@@ -46,17 +46,17 @@ func NewTable(local func() []netip.Addr, options Options) *Table {
 const drain = 30 * time.Second
 
 // Apply opens the listeners of new ports, gives those that exist their endpoints,
-// and closes the others, whose connections may end by themselves for a while. The
-// error names the ports that could not be opened; the next Apply tries again.
-func (t *Table) Apply(ports []Port) error {
+// and closes the others, whose connections may end by themselves for a while. It
+// returns the ports that could not be opened; the next Apply tries again.
+func (t *Table) Apply(ports []Port) []Failure {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var failures error
+	var failures []Failure
 	wanted := make(map[socket]Port)
 	for _, port := range ports {
 		for _, s := range t.socketsOf(port) {
 			if other, taken := wanted[s]; taken {
-				failures = errors.Join(failures, fmt.Errorf("%s wants %s %v, which is that of %s", port.Name, s.protocol, s.address, other.Name))
+				failures = append(failures, Failure{port, s.address, fmt.Errorf("it is that of %s", other.Name)})
 				continue
 			}
 			wanted[s] = port
@@ -79,14 +79,28 @@ func (t *Table) Apply(ports []Port) error {
 		if !ok {
 			var err error
 			if e, err = t.open(s, port.Name); err != nil {
-				failures = errors.Join(failures, fmt.Errorf("open the port %s: %w", port.Name, err))
+				failures = append(failures, Failure{port, s.address, err})
 				continue
 			}
 			t.listeners[s] = e
 		}
 		e.endpoints.set(port)
+		if udp, ok := e.listener.(*UDP); ok {
+			udp.Keep(port.Endpoints)
+		}
 	}
 	return failures
+}
+
+// Failure is a port that could not be opened at one of its addresses.
+type Failure struct {
+	Port Port
+	At   netip.AddrPort
+	Err  error
+}
+
+func (f Failure) Error() string {
+	return fmt.Sprintf("open %s %v for %s: %v", f.Port.Protocol, f.At, f.Port.Name, f.Err)
 }
 
 func (t *Table) socketsOf(port Port) []socket {

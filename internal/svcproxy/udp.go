@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -206,6 +207,20 @@ func (p *UDP) heard(client *udpClient) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	client.last = time.Now()
+}
+
+// Keep forgets the clients whose destination is none of these: what they send next goes
+// to another one. It is what kube-proxy deletes entries of conntrack for
+// (k8s.io/kubernetes pkg/proxy/conntrack/cleanup.go).
+func (p *UDP) Keep(destinations []netip.AddrPort) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for address, client := range p.clients {
+		if !slices.Contains(destinations, addrPort(client.server.RemoteAddr())) {
+			delete(p.clients, address)
+			client.server.Close()
+		}
+	}
 }
 
 // silent forgets a client that was silent for long enough, and says until when

@@ -16,6 +16,12 @@ import (
 // listenUDP is a server on loopback that answers each datagram with the same one.
 func listenUDP(t testing.TB, address netip.AddrPort) netip.AddrPort {
 	t.Helper()
+	return answerUDP(t, address, "")
+}
+
+// answerUDP is the same with something before each answer.
+func answerUDP(t testing.TB, address netip.AddrPort, prefix string) netip.AddrPort {
+	t.Helper()
 	conn, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(address))
 	if err != nil {
 		t.Fatal(err)
@@ -28,7 +34,7 @@ func listenUDP(t testing.TB, address netip.AddrPort) netip.AddrPort {
 			if err != nil {
 				return
 			}
-			conn.WriteToUDPAddrPort(buffer[:n], from)
+			conn.WriteToUDPAddrPort(append([]byte(prefix), buffer[:n]...), from)
 		}
 	}()
 	return addrPort(conn.LocalAddr())

@@ -16,6 +16,11 @@ apiVersion: v1
 kind: PersistentVolumeClaim
 metadata: {name: shared}
 spec: {accessModes: [ReadWriteMany], resources: {requests: {storage: 64Mi}}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: huge}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Pi}}}
 `
 
 func podWith(name, claim string) string {
@@ -52,9 +57,12 @@ func (c *Cluster) volumes(t *testing.T) {
 	}
 	c.Kubectl("delete", "pvc", "data")
 	c.Await("the end of the volume", time.Minute, func() bool { return strings.TrimSpace(c.Must("ls", directories)) == "" })
-	c.Apply("shared", podWith("impatient", "shared"))
-	c.Await("the refusal of a claim", time.Minute, func() bool {
-		return strings.Contains(c.Kubectl("describe", "pvc", "shared"), "ReadWriteOnce and ReadWriteOncePod volumes, not ReadWriteMany")
-	})
-	c.Kubectl("delete", "pod", "impatient", "--now")
+	for claim, why := range map[string]string{
+		"shared": "ReadWriteOnce and ReadWriteOncePod volumes, not ReadWriteMany",
+		"huge":   "1Pi are more than the whole filesystem of " + directories + " has",
+	} {
+		c.Apply(claim, podWith("impatient", claim))
+		c.Await("the refusal of the claim "+claim, time.Minute, func() bool { return strings.Contains(c.Kubectl("describe", "pvc", claim), why) })
+		c.Kubectl("delete", "pod", "impatient", "--now")
+	}
 }

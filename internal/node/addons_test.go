@@ -1,0 +1,57 @@
+package node
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"k3s9p/internal/manifest"
+)
+
+// The manifests of the add-ons are there at each start, those of what is disabled are
+// not, and the user's own are left alone.
+func TestAddOnManifests(t *testing.T) {
+	n := &Node{paths: Paths{t.TempDir()},
+		cluster: Cluster{ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16")}}
+	if err := writeFile(filepath.Join(n.paths.Manifests(), "dns.yaml"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct{ disable, objects []string }{
+		{nil, []string{"ClusterRole k3s9p:coredns", "ClusterRoleBinding k3s9p:coredns", "Service kube-system/kube-dns", "StorageClass local-path"}},
+		{[]string{"dns"}, []string{"StorageClass local-path"}},
+		{[]string{"storage", "services"}, []string{"ClusterRole k3s9p:coredns", "ClusterRoleBinding k3s9p:coredns", "Service kube-system/kube-dns"}},
+	} {
+		n.options.Disable = step.disable
+		names, err := n.writeAddOns()
+		if err != nil {
+			t.Fatal(err)
+		}
+		there, err := os.ReadDir(n.paths.Manifests())
+		if err != nil || len(there) != len(names)+1 {
+			t.Errorf("without %v there are %v, %v", step.disable, there, err)
+		}
+		var objects []string
+		for _, name := range names {
+			text, err := os.ReadFile(filepath.Join(n.paths.Manifests(), name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			these, err := manifest.Parse(text)
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			for _, o := range these {
+				objects = append(objects, o.Ref.String())
+				if o.Name == "kube-dns" && !strings.Contains(string(o.JSON), `"clusterIP":"10.43.0.10"`) {
+					t.Errorf("the Service of the DNS server is %s", o.JSON)
+				}
+			}
+		}
+		if !slices.Equal(objects, step.objects) {
+			t.Errorf("without %v the objects are %q", step.disable, objects)
+		}
+	}
+}
