@@ -19,6 +19,10 @@
 //	/file?path=P      what is in a file
 //	/write?path=P&text=T   puts it there
 //	/lookup?name=N    the addresses of a name
+//	/srv?name=N       the ports and targets of an SRV record
+//	/env?name=N       a variable of its environment
+//	/used             the seconds of processor time that it has used
+//	/load?url=U&s=N   what U answers for N seconds, again and again: see load
 //	/datagram?to=A&text=T   what a UDP server answers
 //	/bytes?mib=N      N MiB
 //	/receive          how many bytes were sent to it
@@ -35,7 +39,9 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -113,6 +119,26 @@ func serve(address string) {
 		}
 		fmt.Fprint(w, strings.Join(addresses, " "))
 	})
+	http.HandleFunc("/srv", func(w http.ResponseWriter, r *http.Request) {
+		_, records, err := net.DefaultResolver.LookupSRV(r.Context(), "", "", r.FormValue("name"))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		for _, record := range records {
+			fmt.Fprintf(w, "%d %s\n", record.Port, record.Target)
+		}
+	})
+	http.HandleFunc("/env", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, os.Getenv(r.FormValue("name"))) })
+	http.HandleFunc("/used", func(w http.ResponseWriter, _ *http.Request) {
+		var usage syscall.Rusage
+		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		fmt.Fprintf(w, "%.3f", time.Duration(usage.Utime.Nano()+usage.Stime.Nano()).Seconds())
+	})
+	http.HandleFunc("/load", load)
 	http.HandleFunc("/datagram", datagram)
 	http.HandleFunc("/bytes", func(w http.ResponseWriter, r *http.Request) {
 		mib, _ := strconv.Atoi(r.FormValue("mib"))
@@ -147,6 +173,55 @@ func get(w http.ResponseWriter, r *http.Request) {
 	if _, err := io.Copy(w, response.Body); err != nil {
 		log.Print(err)
 	}
+}
+
+// load asks four times at once, each on a connection of its own. It answers with a line
+// for each answer that there was: how often, when for the last time (seconds since 1970),
+// and the answer, or the error.
+func load(w http.ResponseWriter, r *http.Request) {
+	seconds, err := strconv.ParseFloat(r.FormValue("s"), 64)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	type times struct {
+		n    int
+		last time.Time
+	}
+	var mu sync.Mutex
+	answers := make(map[string]times)
+	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	end := time.Now().Add(time.Duration(seconds * float64(time.Second)))
+	var clients sync.WaitGroup
+	for range 4 {
+		clients.Go(func() {
+			for time.Now().Before(end) {
+				answer := answerOf(client, r.FormValue("url"))
+				mu.Lock()
+				answers[answer] = times{answers[answer].n + 1, time.Now()}
+				mu.Unlock()
+				time.Sleep(10 * time.Millisecond)
+			}
+		})
+	}
+	clients.Wait()
+	for answer, t := range answers {
+		fmt.Fprintf(w, "%d %.3f %s\n", t.n, float64(t.last.UnixMilli())/1000, answer)
+	}
+}
+
+// answerOf is what a server answers, or the error, in a line.
+func answerOf(client http.Client, url string) string {
+	response, err := client.Get(url)
+	if err != nil {
+		return "error: " + err.Error()
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil || response.StatusCode != http.StatusOK {
+		return fmt.Sprint("error: ", response.Status, " ", err)
+	}
+	return strings.ReplaceAll(string(body), "\n", " ")
 }
 
 func datagram(w http.ResponseWriter, r *http.Request) {

@@ -1,0 +1,290 @@
+package application
+
+import (
+	_ "embed"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"k3s9p/internal/node"
+	"k3s9p/test/cluster"
+	"k3s9p/test/gvisor"
+)
+
+//go:embed shop.yaml
+var shop string
+
+//go:embed backend.yaml
+var backend string
+
+const manifests = "/var/lib/k3s9p/manifests/"
+
+// outsideName is one that the sandbox's own resolver knows, at an address of loopback as
+// that of systemd-resolved.
+const outsideName, outsideAddress = "outside.example", "192.0.2.53"
+
+// application is the cluster that all parts use.
+type application struct {
+	*cluster.Cluster
+	t *testing.T
+}
+
+func TestApplication(t *testing.T) {
+	c := cluster.Start(t, gvisor.Options{Files: map[string]string{
+		"/etc/resolv.conf":      "=nameserver 127.0.0.53\n",
+		"/root/resolver":        "=.:53 {\n    bind 127.0.0.53\n    hosts {\n        " + outsideAddress + " " + outsideName + "\n    }\n}\n",
+		manifests + "shop.yaml": "=" + shop,
+		manifests + "odd.yaml":  "=apiVersion: v1\nkind: ConfigMap\nmetadata:\n\tname: odd\n",
+		manifests + "next.yaml": "=" + backend,
+	}})
+	a := &application{c, t}
+	c.Up()
+	t.Run("a manifest that does not parse is named, the others are applied", a.odd)
+	a.Background("sh", "-c", "exec /var/lib/k3s9p/bundle/*/bin/coredns -conf=/root/resolver")
+	a.Kubectl("wait", "--for=condition=available", "deployment/shop", "--namespace=shop", "--timeout=60s")
+	a.Kubectl("wait", "--for=condition=available", "deployment/backend", "--timeout=60s")
+	a.Kubectl("wait", "--for=condition=ready", "--all", "pod", "--timeout=60s")
+	t.Run("the application has what its chart gives it", a.parts)
+	t.Run("names", a.names)
+	t.Run("endpoints", a.endpoints)
+	t.Run("a port that somebody holds", a.held)
+	t.Run("what leaves the directory leaves the cluster", a.prune)
+}
+
+// state is what k3s9p status says.
+func (a *application) state() node.State {
+	a.t.Helper()
+	output, err := a.K3s9p("status", "-o", "json")
+	var state node.State
+	if err == nil {
+		err = json.Unmarshal([]byte(output), &state)
+	}
+	if err != nil {
+		a.t.Fatalf("k3s9p status: %v\n%s", err, output)
+	}
+	return state
+}
+
+func (a *application) odd(t *testing.T) {
+	a.Await("the end of the manifests", time.Minute, func() bool { return len(a.state().Manifests) > 0 })
+	got := make(map[string]string)
+	for _, file := range a.state().Manifests {
+		got[file.Name] = fmt.Sprint(file.Objects, " ", file.Error)
+	}
+	if !strings.HasPrefix(got["odd.yaml"], "0 line 4: ") || got["shop.yaml"] != "9 " || got["next.yaml"] != "6 " {
+		t.Errorf("the manifests are %q", got)
+	}
+	if log, err := a.K3s9p("logs", "k3s9p"); err != nil || !strings.Contains(log, `msg="a manifest is not applied" file=odd.yaml error="line 4: `) {
+		t.Errorf("the log says %s, %v", log, err)
+	}
+}
+
+// pods are those that run, of a selector in a namespace.
+func (a *application) pods(namespace, selector string) []corev1.Pod {
+	a.t.Helper()
+	var list corev1.PodList
+	a.Get(&list, "pods", "--namespace="+namespace, "--selector="+selector, "--field-selector=status.phase=Running")
+	return slices.DeleteFunc(list.Items, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
+}
+
+func (a *application) shop() corev1.Pod {
+	a.t.Helper()
+	pods := a.pods("shop", "app.kubernetes.io/name=shop")
+	if len(pods) == 0 {
+		a.t.Fatal("no pod of the shop runs")
+	}
+	return pods[0]
+}
+
+// from asks a pod, by its name in the namespace default, or the one on the node's network.
+func (a *application) from(pod, path string) string {
+	a.t.Helper()
+	var p corev1.Pod
+	a.Get(&p, "pod", pod)
+	port := 8080
+	if p.Spec.HostNetwork {
+		port = 30180
+	}
+	answer, err := a.Try(time.Minute, "inside", "http", "GET", fmt.Sprintf("http://%s:%d%s", p.Status.PodIP, port, path))
+	if err != nil {
+		return fmt.Sprint("error: ", err, " ", answer)
+	}
+	return strings.TrimSpace(answer)
+}
+
+func (a *application) parts(t *testing.T) {
+	pod := a.shop()
+	for path, want := range map[string]string{
+		"/env?name=colour": "red", "/env?name=TOKEN": "sesame", "/file?path=/secrets/token": "sesame", "/write?path=/data/note&text=kept": "", "/healthz": "",
+	} {
+		if got, err := a.HTTP(pod.Status.PodIP, path); err != nil || got != want {
+			t.Errorf("%s is %q, %v", path, got, err)
+		}
+	}
+	if note, err := a.HTTP(pod.Status.PodIP, "/file?path=/data/note"); err != nil || note != "kept" {
+		t.Errorf("the volume has %q, %v", note, err)
+	}
+	a.Kubectl("wait", "--for=condition=complete", "job/shop-migrate", "--namespace=shop", "--timeout=60s")
+	if got := a.from("client", "/get?url="+url.QueryEscape("http://shop.shop/")); got != pod.Name {
+		t.Errorf("by its name the shop answers %q", got)
+	}
+}
+
+func (a *application) names(t *testing.T) {
+	pod := a.shop()
+	dashed := strings.ReplaceAll(pod.Status.PodIP, ".", "-")
+	var service corev1.Service
+	a.Get(&service, "service", "shop", "--namespace=shop")
+	for _, question := range []struct{ pod, path, want string }{
+		{"client", "/lookup?name=shop.shop", service.Spec.ClusterIP},
+		{"client", "/lookup?name=shop-pods.shop", pod.Status.PodIP},
+		{"client", "/lookup?name=" + dashed + ".shop.pod.cluster.local", pod.Status.PodIP},
+		{"client", "/srv?name=_http._tcp.shop.shop.svc.cluster.local", "80 shop.shop.svc.cluster.local."},
+		{"client", "/srv?name=_http._tcp.shop-pods.shop.svc.cluster.local", "8080 " + dashed + ".shop-pods.shop.svc.cluster.local."},
+		{"client", "/lookup?name=" + outsideName, outsideAddress},
+		{"resolver-default", "/lookup?name=" + outsideName, outsideAddress},
+		{"resolver-none", "/lookup?name=shop", service.Spec.ClusterIP},
+		{"resolver-host", "/lookup?name=kubernetes.default", "10.43.0.1"},
+		{"resolver-host", "/lookup?name=" + outsideName, outsideAddress},
+	} {
+		if got := a.from(question.pod, question.path); got != question.want {
+			t.Errorf("%s from the pod %s: %q, want %q", question.path, question.pod, got, question.want)
+		}
+	}
+	for _, question := range [][2]string{{"client", "/lookup?name=none.shop"}, {"resolver-default", "/lookup?name=kubernetes.default"}, {"resolver-none", "/lookup?name=kubernetes.default"}} {
+		if got := a.from(question[0], question[1]); !strings.HasPrefix(got, "error: ") {
+			t.Errorf("%s from the pod %s: %q", question[1], question[0], got)
+		}
+	}
+}
+
+// answer is one to the client's load on the Service: how often, and when last.
+type answer struct {
+	times int
+	last  time.Time
+}
+
+// load asks the Service from a pod for some time, and meanwhile does something.
+func (a *application) load(t *testing.T, seconds int, meanwhile func()) map[string]answer {
+	t.Helper()
+	var client corev1.Pod
+	a.Get(&client, "pod", "client")
+	load := a.Background("inside", "http", "GET", fmt.Sprintf("http://%s:8080/load?url=http://backend/&s=%d", client.Status.PodIP, seconds))
+	meanwhile()
+	a.Await("the end of the load", time.Minute, load.Ended)
+	answers := make(map[string]answer)
+	for line := range strings.Lines(load.Output()) {
+		fields := strings.SplitN(strings.TrimSpace(line), " ", 3)
+		if len(fields) < 3 {
+			continue
+		}
+		n, err := strconv.Atoi(fields[0])
+		seconds, err2 := strconv.ParseFloat(fields[1], 64)
+		if err != nil || err2 != nil {
+			t.Fatalf("the load says %q", load.Output())
+		}
+		answers[fields[2]] = answer{n, time.UnixMilli(int64(seconds * 1000))}
+	}
+	if len(answers) == 0 {
+		t.Fatalf("the load says %q", load.Output())
+	}
+	return answers
+}
+
+func namesOf(pods []corev1.Pod) []string {
+	var names []string
+	for _, pod := range pods {
+		names = append(names, pod.Name)
+	}
+	return names
+}
+
+func (a *application) endpoints(t *testing.T) {
+	const selector = "app=backend"
+	t.Run("each gets its share", func(t *testing.T) {
+		answers := a.load(t, 2, func() {})
+		total := 0
+		for _, n := range answers {
+			total += n.times
+		}
+		pods := namesOf(a.pods("default", selector))
+		for _, name := range pods {
+			if share := float64(answers[name].times) / float64(total); share < 0.45 || share > 0.55 {
+				t.Errorf("%s got %.2f of %d", name, share, total)
+			}
+		}
+		if len(pods) != 2 || len(answers) != 2 {
+			t.Errorf("of the pods %v answered %v", pods, answers)
+		}
+	})
+	t.Run("those of a killed pod are left within 2 s", func(t *testing.T) {
+		victim := a.pods("default", selector)[0].Name
+		var killed time.Time
+		answers := a.load(t, 6, func() {
+			a.Kubectl("delete", "pod", victim, "--force", "--grace-period=0")
+			killed = time.Now()
+		})
+		if answers[victim].times == 0 {
+			t.Errorf("%s was not asked before: %v", victim, answers)
+		}
+		for text, got := range answers {
+			if after := got.last.Sub(killed); (text == victim || strings.HasPrefix(text, "error: ")) && after > 2*time.Second {
+				t.Errorf("%d times %q, the last %.1f s after it was killed", got.times, text, after.Seconds())
+			}
+		}
+		a.Kubectl("rollout", "status", "deployment/backend", "--timeout=60s")
+	})
+	t.Run("a rolling update fails no request", func(t *testing.T) {
+		old := namesOf(a.pods("default", selector))
+		answers := a.load(t, 10, func() {
+			a.Kubectl("rollout", "restart", "deployment/backend")
+			a.Kubectl("rollout", "status", "deployment/backend", "--timeout=60s")
+		})
+		for text := range answers {
+			if strings.HasPrefix(text, "error: ") {
+				t.Errorf("%d times %q", answers[text].times, text)
+			}
+		}
+		for _, name := range append(old, namesOf(a.pods("default", selector))...) {
+			if answers[name].times == 0 {
+				t.Errorf("%s was never asked: %v", name, slices.Sorted(maps.Keys(answers)))
+			}
+		}
+	})
+}
+
+const held = `
+apiVersion: v1
+kind: Service
+metadata: {name: held}
+spec: {type: NodePort, selector: {app: backend}, ports: [{port: 80, targetPort: 8080, nodePort: 30180}]}
+`
+
+func (a *application) held(t *testing.T) {
+	a.Apply("held", held)
+	a.Await("an event of the Service", 30*time.Second, func() bool {
+		return strings.Contains(a.Kubectl("describe", "service", "held"), "TCP port 30180 is not served at 0.0.0.0: it is in use by web (process ")
+	})
+	if got := a.from("client", "/get?url="+url.QueryEscape("http://held/")); !strings.HasPrefix(got, "backend-") {
+		t.Errorf("at its own address it answers %q", got)
+	}
+	a.Kubectl("delete", "service", "held")
+}
+
+func (a *application) prune(t *testing.T) {
+	a.Must("rm", manifests+"next.yaml")
+	a.Await("the end of what it held", time.Minute, func() bool {
+		return !strings.Contains(a.Kubectl("get", "deployments,services,pods", "-o", "name"), "backend")
+	})
+	if deployments := a.Kubectl("get", "deployments", "--all-namespaces", "-o", "name"); strings.TrimSpace(deployments) != "deployment.apps/shop" {
+		t.Errorf("there are left %q", deployments)
+	}
+}
