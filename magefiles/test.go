@@ -18,8 +18,8 @@ import (
 // Test groups the tests.
 type Test mg.Namespace
 
-// Aliases lets "test" stand for all tests.
-var Aliases = map[string]any{"test": Test.All}
+// Aliases lets "test" stand for all tests, and "release" for making one.
+var Aliases = map[string]any{"test": Test.All, "release": Release.Make}
 
 // All runs every test: lint, test:unit, test:upstream, test:sandbox. "mage test" is the same.
 func (t Test) All(ctx context.Context) error {
@@ -50,14 +50,15 @@ func (Test) Sandbox(ctx context.Context, scenario, gvisor *string) error {
 // "mage test:sandbox experiment": mage takes an optional argument only with its
 // name, and a word for one more target.
 func init() {
+	flags := map[string]string{"test:sandbox": "-scenario=", "release:verify": "-place="}
 	for i := 1; i < len(os.Args)-1; i++ {
-		if strings.EqualFold(os.Args[i], "test:sandbox") && !strings.HasPrefix(os.Args[i+1], "-") {
-			os.Args[i+1] = "-scenario=" + os.Args[i+1]
+		if flag := flags[strings.ToLower(os.Args[i])]; flag != "" && !strings.HasPrefix(os.Args[i+1], "-") {
+			os.Args[i+1] = flag + os.Args[i+1]
 		}
 	}
 }
 
-// Lint runs gofmt, go vet and staticcheck.
+// Lint runs gofmt, go vet, staticcheck and shellcheck.
 func Lint(ctx context.Context) error {
 	return with(func(b *builder.Builder) error { return own.Lint(ctx, b) })
 }

@@ -16,6 +16,7 @@ import (
 )
 
 func main() {
+	runAs(os.Args[0], os.Args[1:])
 	probe.Init() // this process may have been started for a probe, or as supervisor
 	if err := root().Execute(); err != nil {
 		fmt.Fprintf(os.Stderr, "k3s9p: %v\n", err)

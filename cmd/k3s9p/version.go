@@ -37,6 +37,9 @@ func printVersion(w io.Writer, b *bundle.Bundle, asJSON bool) error {
 	if asJSON {
 		return printJSON(w, build)
 	}
+	if build.Release != "" {
+		fmt.Fprintf(w, "k3s9p %s\n", build.Release)
+	}
 	fmt.Fprintf(w, "%s %s (%s, %s)\n", build.Distribution, build.Version, build.Toolchain.Go, build.Toolchain.Platform)
 	for _, set := range build.Sets {
 		fmt.Fprintf(w, "  %-12s %s\n", set.Name, set.Version)

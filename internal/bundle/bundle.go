@@ -62,7 +62,7 @@ func Pack(w io.Writer, build record.Build, compressed func(record.Output) (io.Re
 	if err != nil {
 		return err
 	}
-	if err := writeMember(w, &tar.Header{Name: ManifestName, Mode: 0o644, Size: int64(len(manifest))}, frameOf(manifest)); err != nil {
+	if err := writeManifest(w, manifest); err != nil {
 		return err
 	}
 	for _, output := range build.Outputs {
@@ -89,6 +89,10 @@ func Pack(w io.Writer, build record.Build, compressed func(record.Output) (io.Re
 func Manifest(build record.Build) ([]byte, error) {
 	data, err := json.MarshalIndent(build, "", "  ")
 	return append(data, '\n'), err
+}
+
+func writeManifest(w io.Writer, manifest []byte) error {
+	return writeMember(w, &tar.Header{Name: ManifestName, Mode: 0o644, Size: int64(len(manifest))}, frameOf(manifest))
 }
 
 // writeMember writes header, content and padding as frames of their own.
@@ -179,12 +183,58 @@ func Attach(w io.Writer, launcher io.Reader, build record.Build, compressed func
 	if err := Pack(archive, build, compressed); err != nil {
 		return err
 	}
+	return writeTrailer(w, offset, archive.length, manifest)
+}
+
+func writeTrailer(w io.Writer, offset, length int64, manifest []byte) error {
 	sum := sha256.Sum256(manifest)
 	trailer := []byte(magic)
 	trailer = binary.LittleEndian.AppendUint64(trailer, uint64(offset))
-	trailer = binary.LittleEndian.AppendUint64(trailer, uint64(archive.length))
-	_, err = w.Write(append(trailer, sum[:]...))
+	trailer = binary.LittleEndian.AppendUint64(trailer, uint64(length))
+	_, err := w.Write(append(trailer, sum[:]...))
 	return err
+}
+
+// WriteRelease writes this launcher, whose record has no release, with one that has.
+// The programs are copied as they are, compressed. It returns the new record.
+func (b *Bundle) WriteRelease(w io.Writer, release string) (record.Build, error) {
+	build, err := b.Build()
+	if err != nil {
+		return build, err
+	}
+	if build.Release != "" {
+		return build, fmt.Errorf("it is the release %s already", build.Release)
+	}
+	old, err := Manifest(build)
+	if err != nil {
+		return build, err
+	}
+	var head bytes.Buffer
+	if err := writeManifest(&head, old); err != nil {
+		return build, err
+	}
+	there := make([]byte, head.Len())
+	if _, err := b.archive.ReadAt(there, 0); err != nil || !bytes.Equal(there, head.Bytes()) {
+		return build, errors.Join(errors.New("it was packed by another version of this program"), err)
+	}
+	build.Release = release
+	manifest, err := Manifest(build)
+	if err != nil {
+		return build, err
+	}
+	offset, err := io.Copy(w, io.NewSectionReader(b.file, 0, b.offset))
+	if err != nil {
+		return build, err
+	}
+	archive := &counted{w: w}
+	if err := writeManifest(archive, manifest); err != nil {
+		return build, err
+	}
+	rest := io.NewSectionReader(b.archive, int64(head.Len()), b.archive.Size()-int64(head.Len()))
+	if _, err := io.Copy(archive, rest); err != nil {
+		return build, err
+	}
+	return build, writeTrailer(w, offset, archive.length, manifest)
 }
 
 // counted counts what is written through it.
@@ -208,6 +258,7 @@ var ErrNoBundle = errors.New("this launcher carries no distribution")
 // Bundle is the archive in a launcher.
 type Bundle struct {
 	file    *os.File
+	offset  int64 // of the archive
 	archive *io.SectionReader
 	sum     [sha256.Size]byte
 }
@@ -251,7 +302,7 @@ func (b *Bundle) readTrailer() error {
 		return fmt.Errorf("%w: its trailer speaks of %d bytes at %d, the file has %d", ErrDamaged, length, offset, info.Size())
 	}
 	copy(b.sum[:], rest[16:])
-	b.archive = io.NewSectionReader(b.file, offset, length)
+	b.offset, b.archive = offset, io.NewSectionReader(b.file, offset, length)
 	return nil
 }
 

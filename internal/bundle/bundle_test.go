@@ -145,3 +145,40 @@ func hidden(dir string) int {
 	left, _ := filepath.Glob(filepath.Join(filepath.Dir(dir), ".unpack-*"))
 	return len(left)
 }
+
+func TestRelease(t *testing.T) {
+	name := launcher(t, nil)
+	b, err := Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	var released bytes.Buffer
+	build, err := b.WriteRelease(&released, "v0.1.0")
+	if err != nil || build.Release != "v0.1.0" {
+		t.Fatalf("the record is %+v, %v", build, err)
+	}
+	// The same as if it had been packed so.
+	packed, err := os.ReadFile(launcher(t, func(build *record.Build) { build.Release = "v0.1.0" }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(released.Bytes(), packed) {
+		t.Error("a release differs from a launcher that was packed with the same record")
+	}
+	file := filepath.Join(t.TempDir(), "k3s9p")
+	if err := os.WriteFile(file, released.Bytes(), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	again, err := Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if err := again.Unpack(filepath.Join(t.TempDir(), "new")); err != nil {
+		t.Error(err)
+	}
+	if _, err := again.WriteRelease(io.Discard, "v0.2.0"); err == nil {
+		t.Error("a release was made of a release")
+	}
+}

@@ -8,7 +8,10 @@ type Build struct {
 	Distribution string `json:"distribution"`
 	// Version is the upstream version with the digest of all patches:
 	// v1.36.3+k3s9p.0123456789ab.
-	Version   string    `json:"version"`
+	Version string `json:"version"`
+	// Release is the version of k3s9p itself, v0.1.0, in what was released. A build
+	// has none.
+	Release   string    `json:"release,omitempty"`
 	Toolchain Toolchain `json:"toolchain"`
 	Sets      []Set     `json:"sets"`
 	Outputs   []Output  `json:"outputs"`

@@ -15,11 +15,18 @@ import (
 	"k3s9p/internal/builder"
 	"k3s9p/internal/command"
 	"k3s9p/internal/hint"
+	"k3s9p/internal/packages"
 )
 
+// lintNeeds are the packages of the system that Lint needs.
+var lintNeeds = []packages.Need{{Package: "shellcheck", Command: "shellcheck"}}
+
 // Lint checks our own code, that under overlay/ and build/ included: gofmt, go vet
-// and staticcheck.
+// and staticcheck; and shellcheck for what is run by a shell.
 func Lint(ctx context.Context, b *builder.Builder) error {
+	if err := packages.Install(ctx, b.Runner, lintNeeds); err != nil {
+		return err
+	}
 	for _, check := range []struct {
 		name string
 		args []string
@@ -29,6 +36,7 @@ func Lint(ctx context.Context, b *builder.Builder) error {
 		{"go vet of the targets", []string{"go", "vet", "-tags=mage", "./magefiles"}},
 		{"staticcheck", []string{"go", "tool", "staticcheck", "./..."}},
 		{"staticcheck of the targets", []string{"go", "tool", "staticcheck", "-tags=mage", "./magefiles"}},
+		{"shellcheck", []string{"shellcheck", "--severity=style", "internal/release/install.sh", "hack/capture-mountinfo.sh", ".ci/run"}},
 	} {
 		step := b.UI.Step("%s", check.name)
 		out, err := b.Run(ctx, command.Command{Dir: b.Root, Env: b.Env(false), Args: check.args})
