@@ -28,7 +28,7 @@ with what was seen, and what up does about it. Nothing is changed. The exit stat
 		if err != nil {
 			return err
 		}
-		findings, err := node.Check(cmd.Context(), dataDir(cmd))
+		rung, findings, err := node.Check(cmd.Context(), dataDir(cmd))
 		if err != nil {
 			return err
 		}
@@ -36,7 +36,7 @@ with what was seen, and what up does about it. Nothing is changed. The exit stat
 			if err := printJSON(cmd.OutOrStdout(), findings); err != nil {
 				return err
 			}
-		} else if err := printFindings(cmd.OutOrStdout(), findings); err != nil {
+		} else if err := printFindings(cmd.OutOrStdout(), rung, findings); err != nil {
 			return err
 		}
 		var stuck []string
@@ -53,7 +53,8 @@ with what was seen, and what up does about it. Nothing is changed. The exit stat
 	return cmd
 }
 
-func printFindings(w io.Writer, findings []blocker.Finding) error {
+func printFindings(w io.Writer, rung node.Rung, findings []blocker.Finding) error {
+	fmt.Fprintf(w, "a node runs here %s\n\n", rung)
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "BLOCKER\tANSWER\tWHAT UP DOES")
 	for _, f := range findings {
@@ -82,6 +83,7 @@ func dry(cmd *cobra.Command, o node.Options) error {
 	w := cmd.OutOrStdout()
 	fmt.Fprintf(w, "up would bring up node %s with %s, and its data in %s\n", plan.Cluster.NodeName, plan.Version, o.DataDir)
 	fmt.Fprintf(w, "pods in %s, Services in %s, the bridge %s with %s\n", plan.Cluster.PodCIDR(), plan.Cluster.ServiceCIDR, node.Bridge, plan.Cluster.Address())
+	fmt.Fprintf(w, "it would run %s\n", plan.Rung)
 	for _, dir := range plan.Directories {
 		fmt.Fprintf(w, "make directory %s\n", dir)
 	}

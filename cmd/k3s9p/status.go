@@ -56,7 +56,7 @@ func printStatus(w io.Writer, s node.State) error {
 	rows := [][2]string{
 		{"node", s.Cluster.NodeName}, {"Kubernetes", s.Version}, {"apiserver", s.Server},
 		{"pods", s.Cluster.PodCIDR().String()}, {"Services", s.Cluster.ServiceCIDR.String()},
-		{"images", images(s)}, {"egress", s.Egress}, {"data", s.DataDir},
+		{"images", images(s)}, {"privileges", privileges(s)}, {"egress", s.Egress}, {"data", s.DataDir},
 	}
 	for _, addOn := range s.AddOns {
 		rows = append(rows, [2]string{addOn.Name, addOn.How})
@@ -88,6 +88,13 @@ func printStatus(w io.Writer, s node.State) error {
 		fmt.Fprintf(table, "%s\t%d\t%s\n", file.Name, file.Objects, strings.ReplaceAll(file.Error, "\n", "; "))
 	}
 	return table.Flush()
+}
+
+func privileges(s node.State) string {
+	if s.Rootless {
+		return "none: in namespaces of its own"
+	}
+	return ""
 }
 
 func images(s node.State) string {

@@ -39,6 +39,8 @@ Ready, and k3s9p down ends it.`,
 	cmd.Flags().StringArrayVar(&o.APIServerArgs, "kube-apiserver-arg", nil, "the same for kube-apiserver")
 	cmd.Flags().StringArrayVar(&o.ControllerManagerArgs, "kube-controller-manager-arg", nil, "the same for kube-controller-manager")
 	cmd.Flags().StringArrayVar(&o.SchedulerArgs, "kube-scheduler-arg", nil, "the same for kube-scheduler")
+	cmd.Flags().StringVar(&o.Rootless, "rootless", node.RootlessAuto, "always, or never, in namespaces of its own, which need no privileges (default: auto, where privileges are missing)")
+	cmd.Flags().Lookup("rootless").NoOptDefVal = node.RootlessAlways
 	_ = cmd.MarkFlagDirname("images")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		o.DataDir = dataDir(cmd)

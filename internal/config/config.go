@@ -22,6 +22,9 @@ type Settings struct {
 	Kubelet    Kubelet    `json:"kubelet"`
 	Containerd Containerd `json:"containerd"`
 	Network    Network    `json:"network"`
+	// UserNamespace says that all programs run in a user namespace: they forgive what
+	// is refused in one.
+	UserNamespace bool `json:"userNamespace,omitempty"`
 }
 
 // Kubelet are the choices for the kubelet.
@@ -124,6 +127,9 @@ func (s Settings) KubeletConfig() ([]byte, error) {
 		"failSwapOn":               false,
 		"resolvConf":               s.Kubelet.Resolver,
 	}
+	if s.UserNamespace {
+		c["featureGates"] = object{"KubeletInUserNamespace": true}
+	}
 	if s.Kubelet.Cgroup != "" {
 		c["cgroupRoot"] = s.Kubelet.Cgroup
 	}
@@ -173,7 +179,8 @@ func (s Settings) ContainerdConfig() ([]byte, error) {
 			"io.containerd.nri.v1.nri": table{"disable": true}, // its socket would be outside of the node's directories
 			"io.containerd.cri.v1.runtime": table{
 				"netns_mounts_under_state_dir": true,
-				"restrict_oom_score_adj":       c.RestrictOOMScore,
+				"restrict_oom_score_adj":       c.RestrictOOMScore || s.UserNamespace,
+				"disable_apparmor":             s.UserNamespace,
 				"enable_unprivileged_ports":    c.UnprivilegedPorts,
 				"enable_unprivileged_icmp":     c.UnprivilegedPorts,
 				"cni":                          table{"bin_dirs": []string{c.Plugins}, "conf_dir": c.Networks},

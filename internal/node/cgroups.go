@@ -23,10 +23,13 @@ type cgroupsChange struct {
 	Name string `json:"name"`
 }
 
-// makeCgroup makes it; the kubelet demands that it exists. One that exists is
-// somebody else's: a node of another data directory.
+// makeCgroup makes it; the kubelet demands that it exists. One that exists has been
+// left by a killed node whose mount namespace alone showed it, or is somebody else's: a
+// node of another data directory. That has processes in it, so that it cannot be
+// removed.
 func makeCgroup(p Paths) error {
-	if there := cgroupDirectories(cgroup); len(there) > 0 {
+	there := cgroupsBelow(cgroupDirectories(cgroup))
+	if removeDirectories(there) != nil {
 		return hint.Add(fmt.Errorf("there is a cgroup %s already, and it is not this node's", there[0]), "another cluster on this machine has made it: stop that")
 	}
 	if err := p.journal().Record("cgroups", cgroupsChange{cgroup}); err != nil {
@@ -119,8 +122,13 @@ func nodeCgroups(p Paths) []string {
 	if err != nil || !recorded || !sameBoot {
 		return nil
 	}
+	return cgroupsBelow(cgroupDirectories(change.Name))
+}
+
+// cgroupsBelow are the given cgroups and all in them, outer ones first.
+func cgroupsBelow(roots []string) []string {
 	var dirs []string
-	for _, root := range cgroupDirectories(change.Name) {
+	for _, root := range roots {
 		_ = filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
 			if err == nil && entry.IsDir() {
 				dirs = append(dirs, path)
@@ -135,12 +143,7 @@ func nodeCgroups(p Paths) []string {
 // to have ended; the kernel may need a moment to see that.
 func removeCgroups(p Paths) error {
 	for deadline := time.Now().Add(3 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		var failures error
-		for _, dir := range slices.Backward(nodeCgroups(p)) {
-			if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
-				failures = errors.Join(failures, err)
-			}
-		}
+		failures := removeDirectories(nodeCgroups(p))
 		if failures == nil {
 			return p.journal().Forget("cgroups")
 		}
@@ -148,4 +151,15 @@ func removeCgroups(p Paths) error {
 			return failures
 		}
 	}
+}
+
+// removeDirectories removes directories of which the outer ones come first.
+func removeDirectories(dirs []string) error {
+	var failures error
+	for _, dir := range slices.Backward(dirs) {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+			failures = errors.Join(failures, err)
+		}
+	}
+	return failures
 }

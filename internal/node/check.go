@@ -35,12 +35,30 @@ func (p Paths) unpacked() string {
 	return filepath.Join(p.bundles(), "none")
 }
 
-// Check probes for all blockers, as up does before it fixes them.
-func Check(ctx context.Context, dataDir string) ([]blocker.Finding, error) {
+// Check probes for all blockers, as up does before it fixes them: where a node would
+// run in namespaces of its own, in such ones. It also says where that is, or why it is
+// nowhere.
+func Check(ctx context.Context, dataDir string) (Rung, []blocker.Finding, error) {
+	rung, err := FindRung(ctx, RootlessAuto)
+	if err != nil {
+		rung.Why = err.Error()
+	}
+	findings, err := rung.check(ctx, dataDir)
+	return rung, findings, err
+}
+
+func (r Rung) check(ctx context.Context, dataDir string) ([]blocker.Finding, error) {
 	p := Paths{dataDir}
 	if err := p.check(); err != nil {
 		return nil, err
 	}
+	if r.Rootless {
+		return checkInside(p)
+	}
+	return check(ctx, p)
+}
+
+func check(ctx context.Context, p Paths) ([]blocker.Finding, error) {
 	s := config.Default()
 	return blocker.Check(ctx, hostOf(p, p.unpacked(), &s))
 }
@@ -48,6 +66,7 @@ func Check(ctx context.Context, dataDir string) ([]blocker.Finding, error) {
 // Plan is what up would do.
 type Plan struct {
 	Version     string            `json:"version"`
+	Rung        Rung              `json:"rung"`
 	Cluster     Cluster           `json:"cluster"`
 	Directories []string          `json:"directories,omitempty"` // to be made, until down
 	Findings    []blocker.Finding `json:"findings"`
@@ -64,10 +83,14 @@ func DryRun(ctx context.Context, o Options) (Plan, error) {
 	} else if running {
 		return Plan{}, runningError(p)
 	}
-	build, cluster, err := preflight(o)
+	rung, err := FindRung(ctx, o.Rootless)
 	if err != nil {
 		return Plan{}, err
 	}
-	findings, err := Check(ctx, o.DataDir)
-	return Plan{Version: kubernetesVersion(build), Cluster: cluster, Directories: p.missing(), Findings: findings}, err
+	build, cluster, err := preflight(o, rung.ports())
+	if err != nil {
+		return Plan{}, err
+	}
+	findings, err := rung.check(ctx, o.DataDir)
+	return Plan{Version: kubernetesVersion(build), Rung: rung, Cluster: cluster, Directories: p.missing(), Findings: findings}, err
 }

@@ -119,7 +119,7 @@ func (n *Node) openEgress(context.Context) error {
 	}
 	rules := n.cluster.masquerade()
 	if n.egress.proxied {
-		proxy, err := svcproxy.ListenEgress(netip.AddrPortFrom(n.cluster.Address(), 0), svcproxy.Policy{}, svcproxy.Options{Log: n.log})
+		proxy, err := svcproxy.ListenEgress(netip.AddrPortFrom(n.cluster.Address(), 0), svcproxy.Policy{}, svcproxy.Options{Log: n.log, Dial: n.dialer()})
 		if err != nil {
 			return err
 		}

@@ -25,6 +25,7 @@ func clean(p Paths) error {
 		return err // what they hold cannot be removed
 	}
 	return errors.Join(
+		forgetNamespaces(p),
 		removeCgroups(p),
 		removeRules(p),
 		removeNetwork(p),

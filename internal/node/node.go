@@ -19,10 +19,12 @@ import (
 	"k3s9p/internal/config"
 	"k3s9p/internal/hint"
 	"k3s9p/internal/manifest"
+	"k3s9p/internal/outside"
 	"k3s9p/internal/progress"
 	"k3s9p/internal/record"
 	"k3s9p/internal/rmtree"
 	"k3s9p/internal/supervisor"
+	"k3s9p/internal/svcproxy"
 )
 
 // Node is a cluster of one node while it is brought up, runs and is brought down.
@@ -33,6 +35,7 @@ type Node struct {
 	version    string // of Kubernetes
 	bundle     string // the directory of the programs
 	cluster    Cluster
+	outside    *outside.Network // of a node in namespaces of its own
 	settings   config.Settings
 	files      config.Files
 	findings   []blocker.Finding
@@ -41,7 +44,8 @@ type Node struct {
 	started    time.Time // the kubelet
 	egress     egress
 	services   *services
-	upstream   string // the resolv.conf of whom the DNS server asks for other names; "" for nobody
+	published  *svcproxy.Table // what a node in namespaces of its own has outside
+	upstream   string          // the resolv.conf of whom the DNS server asks for other names; "" for nobody
 	manifests  *manifest.Directory
 	// manifestProblem is what was last logged about them.
 	manifestProblem string
@@ -85,8 +89,8 @@ func (n *Node) up(ctx context.Context) error {
 			}
 			return "", err
 		}},
-		{"make certificates", plain(n.certificates)},
-		{"start the control plane", plain(n.datastore, n.apiserver, n.roles, n.controllers, n.addOns)},
+		{"make certificates", plain(n.certificates, n.address)},
+		{"start the control plane", plain(n.datastore, n.apiserver, n.publishServer, n.roles, n.controllers, n.addOns)},
 		{"wait for the container runtime", func(context.Context) (string, error) { return "", runtime.Wait() }},
 		{"start the kubelet, DNS and Services", plain(n.kubelet, n.dns, n.openServices)},
 		{"wait until the node is Ready", plain(n.ready)},
@@ -195,6 +199,7 @@ func (n *Node) fix(ctx context.Context) (string, error) {
 		return "", err
 	}
 	n.settings = settingsOf(n.paths, n.cluster)
+	n.settings.UserNamespace = n.outside != nil
 	host := hostOf(n.paths, n.bundle, &n.settings)
 	host.OwnMounts = true
 	var err error
@@ -276,6 +281,7 @@ func (n *Node) down() error {
 	}
 	n.supervisor.StopAll()
 	n.closeServices()
+	n.closePublished()
 	n.closeEgress()
 	return clean(n.paths)
 }

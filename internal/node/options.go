@@ -1,10 +1,12 @@
 package node
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,6 +25,8 @@ type Options struct {
 	Images string `json:"images,omitempty"`
 	// Wait is how long the node may take to be Ready.
 	Wait time.Duration `json:"wait"`
+	// Rootless is one of RootlessAuto, RootlessAlways and RootlessNever.
+	Rootless string `json:"rootless,omitempty"`
 	// Detach leaves the node running when it is Ready.
 	Detach bool `json:"detach,omitempty"`
 	// Disable are the AddOns that are left out.
@@ -41,6 +45,9 @@ const DefaultWait = 2 * time.Minute
 func (o *Options) check() error {
 	if o.Wait <= 0 {
 		return hint.Add(fmt.Errorf("--wait %v leaves the node no time to start", o.Wait), "--wait %v", DefaultWait)
+	}
+	if o.Rootless = cmp.Or(o.Rootless, RootlessAuto); !slices.Contains([]string{RootlessAuto, RootlessAlways, RootlessNever}, o.Rootless) {
+		return hint.Add(fmt.Errorf("--rootless=%s is not known", o.Rootless), "--rootless=%s, --rootless=%s or --rootless=%s", RootlessAuto, RootlessAlways, RootlessNever)
 	}
 	if o.Images != "" {
 		absolute, err := filepath.Abs(o.Images)

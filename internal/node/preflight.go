@@ -18,7 +18,7 @@ import (
 
 // preflight checks what can be known before anything is changed, and returns what
 // the node is going to be.
-func preflight(o Options) (record.Build, Cluster, error) {
+func preflight(o Options, ports []listener) (record.Build, Cluster, error) {
 	p := Paths{o.DataDir}
 	build, err := buildOf()
 	if err != nil {
@@ -32,13 +32,17 @@ func preflight(o Options) (record.Build, Cluster, error) {
 	if err != nil {
 		return build, cluster, err
 	}
-	return build, cluster, portsFree(p)
+	return build, cluster, portsFree(p, ports)
 }
 
+// listener is a port of a program.
+type listener struct{ program, address string }
+
+// published are the ports that a node in namespaces of its own has outside.
+var published = []listener{{apiserver, fmt.Sprintf(":%d", port)}}
+
 // listening are the ports of the node's programs, on all addresses or on loopback.
-var listening = []struct {
-	program, address string
-}{
+var listening = []listener{
 	{apiserver, fmt.Sprintf(":%d", port)},
 	{kubelet, ":10250"},
 	{kubelet, "127.0.0.1:10248"},
@@ -48,8 +52,8 @@ var listening = []struct {
 
 // portsFree tries each port. What a killed node of this directory still holds is
 // freed by up.
-func portsFree(p Paths) error {
-	for _, l := range listening {
+func portsFree(p Paths, ports []listener) error {
+	for _, l := range ports {
 		listener, err := net.Listen("tcp", l.address)
 		if err == nil {
 			listener.Close()

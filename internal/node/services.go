@@ -117,8 +117,8 @@ func (n *Node) syncServices(ctx context.Context) error {
 		}
 	}
 	addErr := n.services.add(addresses)
-	failures := n.services.table.Apply(append(ports, svcproxy.HostPortsOf(pods.Items)...))
-	n.reportPorts(ctx, failures)
+	ports = append(ports, svcproxy.HostPortsOf(pods.Items)...)
+	n.reportPorts(ctx, slices.Concat(n.services.table.Apply(ports), n.publish(ports)))
 	return errors.Join(addErr, n.services.remove(addresses))
 }
 

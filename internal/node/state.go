@@ -31,14 +31,16 @@ const (
 
 // State is what a node says of itself.
 type State struct {
-	Phase    Phase     `json:"phase"`
-	DataDir  string    `json:"dataDir"`
-	PID      int       `json:"pid,omitempty"` // of the supervisor
-	Memory             // of the supervisor
-	Since    time.Time `json:"since,omitzero"`
-	Version  string    `json:"version,omitempty"`
-	Cluster  *Cluster  `json:"cluster,omitempty"`
-	Server   string    `json:"server,omitempty"`
+	Phase   Phase     `json:"phase"`
+	DataDir string    `json:"dataDir"`
+	PID     int       `json:"pid,omitempty"` // of the supervisor
+	Memory            // of the supervisor
+	Since   time.Time `json:"since,omitzero"`
+	Version string    `json:"version,omitempty"`
+	Cluster *Cluster  `json:"cluster,omitempty"`
+	Server  string    `json:"server,omitempty"`
+	// Rootless says that the node is in namespaces of its own.
+	Rootless bool      `json:"rootless,omitempty"`
 	Programs []Program `json:"programs,omitempty"`
 	// Egress is how pods reach what is outside of the cluster.
 	Egress string  `json:"egress,omitempty"`

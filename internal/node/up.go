@@ -21,6 +21,7 @@ import (
 
 	"k3s9p/internal/bundle"
 	"k3s9p/internal/hint"
+	"k3s9p/internal/outside"
 	"k3s9p/internal/progress"
 	"k3s9p/internal/record"
 	"k3s9p/internal/rmtree"
@@ -41,7 +42,8 @@ func init() { reexec.Register(supervisorName, supervise) }
 
 // order is what a supervisor is told.
 type order struct {
-	Options Options `json:"options"`
+	Options  Options `json:"options"`
+	Rootless bool    `json:"rootless,omitempty"`
 }
 
 // report is what a supervisor tells once.
@@ -61,8 +63,9 @@ func Up(o Options, ready func()) error {
 	if err := o.check(); err != nil {
 		return err
 	}
-	if os.Geteuid() != 0 {
-		return hint.Add(errors.New("a node needs root: it makes namespaces, mounts and network devices"), "sudo k3s9p up")
+	rung, err := FindRung(context.Background(), o.Rootless)
+	if err != nil {
+		return err
 	}
 	p := Paths{o.DataDir}
 	if running, err := p.running(); err != nil {
@@ -73,10 +76,11 @@ func Up(o Options, ready func()) error {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer signal.Stop(signals)
-	if _, _, err := preflight(o); err != nil {
+	order, err := orderFor(o, rung)
+	if err != nil {
 		return err
 	}
-	child, reports, err := startSupervisor(order{Options: o})
+	child, reports, err := startSupervisor(order)
 	if err != nil {
 		return err
 	}
@@ -106,6 +110,20 @@ func Up(o Options, ready func()) error {
 	}
 }
 
+// orderFor checks what can be known outside, and settles what cannot be known inside of
+// namespaces: where this machine has routes to.
+func orderFor(o Options, rung Rung) (order, error) {
+	_, cluster, err := preflight(o, rung.ports())
+	if err != nil || !rung.Rootless {
+		return order{Options: o}, err
+	}
+	if err := privilegedLeftovers(Paths{o.DataDir}); err != nil {
+		return order{}, err
+	}
+	o.ClusterCIDR, o.ServiceCIDR = cluster.ClusterCIDR.String(), cluster.ServiceCIDR.String()
+	return order{Options: o, Rootless: true}, nil
+}
+
 func (p Paths) supervisorLog() string { return filepath.Join(p.Logs(), "k3s9p.log") }
 
 // startSupervisor starts this program once more, in a mount namespace and a session
@@ -126,12 +144,15 @@ func startSupervisor(o order) (*exec.Cmd, <-chan report, error) {
 	}
 	defer reportWriter.Close()
 	cmd := reexec.Command(supervisorName)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWNS}
+	if o.Rootless {
+		cmd = reexec.Command(keeperName, o.Options.DataDir)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	}
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	cmd.ExtraFiles = []*os.File{orderReader, reportWriter}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWNS}
 	if err := cmd.Start(); err != nil {
-		return nil, nil, hint.Add(fmt.Errorf("start the supervisor in a mount namespace of its own: %w", err),
-			"a container needs CAP_SYS_ADMIN for it")
+		return nil, nil, fmt.Errorf("start the supervisor: %w", err)
 	}
 	if _, err := orderWriter.Write(data); err != nil {
 		return nil, nil, err
@@ -197,6 +218,8 @@ func run(ctx context.Context, o order, tell func(report)) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel = n.untilAlone(ctx)
+	defer cancel()
 	if err := isolateMounts(); err != nil {
 		return err
 	}
@@ -208,6 +231,9 @@ func run(ctx context.Context, o order, tell func(report)) error {
 	}
 	if err := os.MkdirAll(p.temporary(), 0o700); err != nil {
 		return err
+	}
+	if err := n.openGateway(); err != nil {
+		return errors.Join(err, clean(p))
 	}
 	n.enter(Starting)
 	limited, cancel := context.WithTimeoutCause(ctx, o.Options.Wait, fmt.Errorf("the node was not Ready within --wait %v", o.Options.Wait))
@@ -254,14 +280,22 @@ func run(ctx context.Context, o order, tell func(report)) error {
 func newNode(o order, p Paths) (*Node, error) {
 	n := &Node{options: o.Options, paths: p, imported: make(map[string]string), progress: progress.New(false)}
 	var err error
-	if n.build, n.cluster, err = preflight(o.Options); err != nil {
+	if o.Rootless {
+		if err = loopback(); err != nil {
+			return nil, err
+		}
+		if n.outside, err = outside.Use(os.NewFile(outsideFile, "outside")); err != nil {
+			return nil, err
+		}
+	}
+	if n.build, n.cluster, err = preflight(o.Options, listening); err != nil {
 		return nil, err
 	}
 	n.version = kubernetesVersion(n.build)
 	n.log = slog.New(slog.NewTextHandler(&lumberjack.Logger{Filename: p.supervisorLog(), MaxSize: 10, MaxBackups: 2}, nil))
 	n.supervisor = supervisor.New(p.Logs(), n.log, n.programs)
 	n.state = State{DataDir: p.Data, PID: os.Getpid(), Since: time.Now(), Version: n.version, Cluster: &n.cluster,
-		Server: fmt.Sprintf("https://%s:%d", n.cluster.Address(), port)}
+		Rootless: o.Rootless, Server: n.server()}
 	return n, nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"k3s9p/internal/rmtree"
+	"k3s9p/internal/userns"
 )
 
 // MountOf returns the mount that a path is on: of several at one place the last,
@@ -163,6 +164,11 @@ func overlayOnTmpfs(root string) error {
 func overlay(root string) error {
 	options := layerOptions(root)
 	merged := filepath.Join(root, "merged")
+	// In a user namespace trusted.* attributes are refused, and containerd asks for
+	// others where it can have them (plugins/snapshots/overlay, NeedsUserXAttr).
+	if userns.Inside() && unix.Mount("overlay", merged, "overlay", 0, options+",userxattr") == nil {
+		return useOverlay(merged)
+	}
 	if err := unix.Mount("overlay", merged, "overlay", 0, options); err != nil {
 		return fmt.Errorf("mount an overlay: %w", err)
 	}

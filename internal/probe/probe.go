@@ -68,6 +68,8 @@ var children = map[string]func(args []string) error{
 	"preferred-source": func([]string) error { return preferredSource() },
 	"vxlan":            func([]string) error { return vxlan() },
 	"memory":           func(args []string) error { return use(args[0]) },
+	"privileges":       func([]string) error { return powers() },
+	"namespaces":       func([]string) error { return namespaces() },
 	"oom-score":        func([]string) error { return oomScore() },
 	"tmpfs-options":    func(args []string) error { return tmpfsOptions(args[0]) },
 }
@@ -96,10 +98,16 @@ func child() {
 // isolated runs a probe in a child process, in namespaces of its own (clone flags,
 // as of unshare(2)); a mount namespace passes nothing on to others.
 func isolated(ctx context.Context, flags uintptr, name string, args ...string) error {
+	return inChild(ctx, &syscall.SysProcAttr{Unshareflags: flags}, name, args...)
+}
+
+// inChild runs a probe in a child process with the given attributes.
+func inChild(ctx context.Context, attributes *syscall.SysProcAttr, name string, args ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	cmd := reexec.Command(append([]string{childName, name}, args...)...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: flags, Setpgid: true, Pdeathsig: unix.SIGKILL}
+	cmd.SysProcAttr = attributes
+	cmd.SysProcAttr.Setpgid, cmd.SysProcAttr.Pdeathsig = true, unix.SIGKILL
 	cmd.WaitDelay = time.Second
 	var output bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &output, &output

@@ -32,6 +32,16 @@ type end struct {
 	written atomic.Int64 // when data were last, since the start of the program
 }
 
+// Relay copies between two connections until both directions have ended, and closes
+// both. TCP connections should have CloseWrite() error, as those of package net have.
+func Relay(client, server net.Conn) error {
+	defer client.Close()
+	defer server.Close()
+	r := relay{client: end{Conn: client}, server: end{Conn: server}, idle: Options{}.withDefaults().HalfClosedTimeout}
+	var toServer, toClient atomic.Uint64
+	return r.run(&toServer, &toClient)
+}
+
 func (r *relay) run(toServer, toClient *atomic.Uint64) error {
 	var up, down error
 	var both sync.WaitGroup

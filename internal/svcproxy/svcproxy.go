@@ -42,6 +42,8 @@ type Options struct {
 	Log *slog.Logger // none if nil
 	// Dial is that of net.Dialer if nil.
 	Dial Dialer
+	// Listen is that of net.ListenConfig if nil.
+	Listen func(ctx context.Context, network, address string) (net.Listener, error)
 	// DialTimeout is for each destination; 0 means 10 s, in which Linux sends a SYN
 	// four times.
 	DialTimeout time.Duration

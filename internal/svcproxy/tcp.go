@@ -40,7 +40,10 @@ func ListenTCP(address netip.AddrPort, to Destinations, options Options) (*TCP, 
 	if address.Addr().Is6() {
 		network = "tcp6"
 	}
-	listener, err := config.Listen(context.Background(), network, address.String())
+	if options.Listen == nil {
+		options.Listen = config.Listen
+	}
+	listener, err := options.Listen(context.Background(), network, address.String())
 	if err != nil {
 		return nil, fmt.Errorf("proxy TCP: %w", err)
 	}

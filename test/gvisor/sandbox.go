@@ -63,6 +63,11 @@ type Options struct {
 	// NoCgroups leaves /sys/fs/cgroup an empty directory, as it is where the OCI
 	// specification asks for no mount there.
 	NoCgroups bool
+	// Docker makes the sandbox what docker run --runtime=runsc makes without further
+	// options: see [asDocker].
+	Docker bool
+	// User is who runs in the sandbox; 0 is root.
+	User uint32
 }
 
 // Sandbox is a running gVisor sandbox.
@@ -74,6 +79,7 @@ type Sandbox struct {
 	state    string
 	root     Root
 	runsc    string
+	docker   bool
 	programs int // started in the background
 }
 
@@ -97,7 +103,7 @@ func newSandbox(t *testing.T, options Options) *Sandbox {
 	run.Lock()
 	defer run.Unlock()
 	run.started++
-	s := &Sandbox{t: t, root: options.Root, runsc: runsc()}
+	s := &Sandbox{t: t, root: options.Root, docker: options.Docker, runsc: runsc()}
 	if s.root == "" {
 		s.root = NinePRoot
 	}
@@ -172,6 +178,10 @@ func (s *Sandbox) writeConfig(options Options) {
 	if options.NoCgroups {
 		spec.Mounts = slices.DeleteFunc(spec.Mounts, func(m specs.Mount) bool { return m.Type == "cgroup" })
 	}
+	if options.Docker {
+		asDocker(&spec)
+	}
+	spec.Process.User = specs.User{UID: options.User, GID: options.User}
 	data, err := json.Marshal(spec)
 	s.must(err)
 	s.must(os.WriteFile(filepath.Join(s.dir, "config.json"), data, 0o644))
@@ -233,7 +243,10 @@ func (s *Sandbox) rootType() string {
 }
 
 func (s *Sandbox) command(ctx context.Context, args ...string) *exec.Cmd {
-	flags := []string{"--root", s.state, "--platform=systrap", "--net-raw", "--ignore-cgroups", string(s.root)}
+	flags := []string{"--root", s.state, "--platform=systrap", "--ignore-cgroups", string(s.root)}
+	if !s.docker {
+		flags = append(flags, "--net-raw")
+	}
 	if strings.Contains(runscFlags(), "-gofer-network-namespace") {
 		flags = append(flags, "--gofer-network-namespace=new") // the other choice leaves a mount in the state directory
 	}
@@ -246,6 +259,9 @@ func (s *Sandbox) command(ctx context.Context, args ...string) *exec.Cmd {
 
 // runsc is the gVisor of this run.
 func runsc() string { return Program(run.Runsc) }
+
+// Old reports whether that is not the newest one.
+func Old() bool { return filepath.Base(runsc()) != "runsc" }
 
 // runscFlags are those that it knows: older ones lack some.
 var runscFlags = sync.OnceValue(func() string {

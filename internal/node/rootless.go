@@ -1,0 +1,344 @@
+package node
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"os/signal"
+	"regexp"
+	"strings"
+
+	"github.com/moby/sys/reexec"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"k3s9p/internal/blocker"
+	"k3s9p/internal/gateway"
+	"k3s9p/internal/hint"
+	"k3s9p/internal/outside"
+	"k3s9p/internal/probe"
+	"k3s9p/internal/svcproxy"
+	"k3s9p/internal/userns"
+)
+
+// A node stands on one of two rungs. With the privileges that it needs it runs in the
+// machine's own network. Without, the supervisor and all that it starts are in a user
+// namespace and others of their own, where they have all capabilities; one process
+// stays outside and opens sockets for them.
+
+// The choices of --rootless.
+const (
+	RootlessAuto   = "auto"
+	RootlessAlways = "always"
+	RootlessNever  = "never"
+)
+
+// Rung is where a node is going to run.
+type Rung struct {
+	// Rootless says that it is in namespaces of its own.
+	Rootless bool `json:"rootless"`
+	// Why says what is missing for the other rung, or that it was asked for.
+	Why string `json:"why,omitempty"`
+}
+
+func (r Rung) String() string {
+	switch {
+	case r.Rootless:
+		return "without privileges, in namespaces of its own: " + r.Why
+	case r.Why != "":
+		return "nowhere: " + r.Why
+	}
+	return "with the privileges of root"
+}
+
+// ports are those that have to be free on this machine.
+func (r Rung) ports() []listener {
+	if r.Rootless {
+		return published
+	}
+	return listening
+}
+
+// FindRung tries what a node needs: with the privileges of this process, and otherwise
+// in namespaces of its own.
+func FindRung(ctx context.Context, asked string) (Rung, error) {
+	var refused error
+	if asked == RootlessAlways {
+		refused = errors.New("--rootless asks for it")
+	} else if refused = privileges(ctx); refused == nil {
+		return Rung{}, nil
+	}
+	if asked == RootlessNever {
+		return Rung{}, hint.Add(fmt.Errorf("this process has not the privileges that a node needs, and --rootless=never forbids namespaces of its own: %w", refused),
+			"--rootless=auto")
+	}
+	if err := probe.Namespaces(ctx); err != nil {
+		return Rung{}, noRung(refused, err)
+	}
+	return Rung{Rootless: true, Why: refused.Error()}, nil
+}
+
+// privileges says which a node would lack in the machine's own network.
+func privileges(ctx context.Context) error {
+	if os.Geteuid() != 0 {
+		return errors.New("this process is not root")
+	}
+	if missing := userns.Missing(); len(missing) > 0 {
+		return fmt.Errorf("root has no %s here", strings.Join(missing, " and no "))
+	}
+	return probe.Privileges(ctx)
+}
+
+// noRung is the error about a machine on which there is none.
+func noRung(privileged, rootless error) error {
+	err := fmt.Errorf("a node needs root, with privileges or with namespaces of its own: %w; %w", privileged, rootless)
+	switch forbidden := userns.Forbidden(); {
+	case forbidden != "":
+		return hint.Add(err, "%s, which forbids user namespaces: change that on the host", forbidden)
+	case os.Geteuid() != 0:
+		return hint.Add(err, "sudo k3s9p up")
+	}
+	return hint.Add(err, "a container needs CAP_SYS_ADMIN and CAP_NET_ADMIN, or user namespaces in which cgroups can be mounted, as in gVisor")
+}
+
+// keeperName is the name that the process is started under that stays outside.
+const keeperName = "k3s9p-outside"
+
+// outsideFile is the supervisor's connection to it.
+const outsideFile = 5
+
+func init() { reexec.Register(keeperName, keep) }
+
+// keep starts the supervisor in namespaces of its own, with the files of this process,
+// and opens sockets for it until it ends. What a killed supervisor leaves would be of
+// no use: its network ends with this process.
+func keep() {
+	signal.Ignore(unix.SIGPIPE, unix.SIGHUP)
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT)
+	p := Paths{os.Args[1]}
+	order, reports := os.NewFile(orderFile, "order"), os.NewFile(reportFile, "report")
+	cmd, inside, err := startInside(order, reports)
+	if err != nil {
+		_ = json.NewEncoder(reports).Encode(report{Error: err.Error()})
+		os.Exit(1)
+	}
+	order.Close()
+	reports.Close()
+	detach(os.DevNull)
+	go outside.Serve(inside)
+	go func() {
+		for range signals {
+			_ = cmd.Process.Signal(unix.SIGTERM)
+		}
+	}()
+	if cmd.Wait() != nil {
+		_ = endProcesses(p)
+		os.Exit(1)
+	}
+}
+
+func startInside(order, reports *os.File) (*exec.Cmd, *net.UnixConn, error) {
+	attributes, err := userns.Attributes()
+	if err != nil {
+		return nil, nil, err
+	}
+	here, there, err := outside.Pair()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer there.Close()
+	cmd := reexec.Command(supervisorName)
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	cmd.ExtraFiles = []*os.File{order, reports, there}
+	cmd.SysProcAttr = attributes
+	if err := cmd.Start(); err != nil {
+		return nil, nil, fmt.Errorf("start the supervisor in namespaces of its own: %w", err)
+	}
+	return cmd, here, nil
+}
+
+// untilAlone ends a context when nobody is outside any more: then the node has no
+// network.
+func (n *Node) untilAlone(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	if n.outside != nil {
+		go func() {
+			<-n.outside.Gone()
+			cancel()
+		}()
+	}
+	return ctx, cancel
+}
+
+// checkName is the name of a process that checks in namespaces of its own.
+const checkName = "k3s9p-check"
+
+func init() { reexec.Register(checkName, printCheck) }
+
+// checkInside checks what a node would find there. Each probe has a deadline.
+func checkInside(p Paths) ([]blocker.Finding, error) {
+	attributes, err := userns.Attributes()
+	if err != nil {
+		return nil, err
+	}
+	cmd := reexec.Command(checkName, p.Data)
+	cmd.SysProcAttr, cmd.Stderr = attributes, os.Stderr
+	output, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("check in namespaces of its own: %w", err)
+	}
+	var findings []blocker.Finding
+	return findings, json.Unmarshal(output, &findings)
+}
+
+func printCheck() {
+	findings, err := check(context.Background(), Paths{os.Args[1]})
+	if err == nil {
+		err = json.NewEncoder(os.Stdout).Encode(findings)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// loopback sets the loopback device of a new network namespace up.
+func loopback() error {
+	link, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(link)
+	}
+	if err != nil {
+		return fmt.Errorf("set up loopback in a network namespace: %w", err)
+	}
+	return nil
+}
+
+// openGateway gives the node's own network namespace an uplink.
+func (n *Node) openGateway() error {
+	if n.outside == nil {
+		return nil
+	}
+	if err := n.paths.journal().Record("namespaces", namespacesChange{os.Getpid()}); err != nil {
+		return err
+	}
+	resolver, err := n.loopbackResolver()
+	if err != nil {
+		return err
+	}
+	err = gateway.Open(gateway.Options{Dial: n.outside.Dial, Resolver: resolver, Log: n.log.With("part", "gateway")})
+	if errors.Is(err, gateway.ErrNoTun) {
+		n.progress.Say("  warning: nothing outside is reached but by TCP from pods: %v", err)
+		n.log.Warn("there is no uplink", "error", err)
+		return nil
+	}
+	return err
+}
+
+// dialer is how pods reach what is outside, or nil for the node's own network.
+func (n *Node) dialer() svcproxy.Dialer {
+	if n.outside == nil {
+		return nil
+	}
+	return n.outside.Dial
+}
+
+// resolvConf names the servers that resolve names (resolv.conf(5)).
+const resolvConf = "/etc/resolv.conf"
+
+// loopbackResolver returns the machine's resolver if that has a loopback address, which
+// is another one in here: then names are asked for at the gateway.
+func (n *Node) loopbackResolver() (netip.AddrPort, error) {
+	file, err := os.Open(resolvConf)
+	if err != nil {
+		return netip.AddrPort{}, nil // no names are resolved outside either
+	}
+	defer file.Close()
+	resolver := firstResolver(file)
+	if !resolver.IsLoopback() {
+		return netip.AddrPort{}, nil
+	}
+	own := n.paths.etc("resolv.conf")
+	if err := writeFile(own, []byte("nameserver "+gateway.Address.String()+"\n"), 0o644); err != nil {
+		return netip.AddrPort{}, err
+	}
+	if err := unix.Mount(own, resolvConf, "", unix.MS_BIND, ""); err != nil {
+		return netip.AddrPort{}, fmt.Errorf("mount %s at %s: %w", own, resolvConf, err)
+	}
+	return netip.AddrPortFrom(resolver, 53), nil
+}
+
+func firstResolver(r io.Reader) netip.Addr {
+	scanner := bufio.NewScanner(r)
+	for scanner.Scan() {
+		fields := strings.Fields(scanner.Text())
+		if len(fields) > 1 && fields[0] == "nameserver" {
+			if address, err := netip.ParseAddr(fields[1]); err == nil {
+				return address
+			}
+		}
+	}
+	return netip.Addr{}
+}
+
+// namespacesChange is the record of namespaces of a node's own. What it records of
+// devices and rules is in there.
+type namespacesChange struct {
+	PID int `json:"pid"` // of the supervisor
+}
+
+// namespaced are the records of what ends with the namespaces.
+var namespaced = []string{"nat", "bridge"}
+
+// forgetNamespaces drops what is recorded of namespaces that have ended with their
+// processes, or are about to.
+func forgetNamespaces(p Paths) error {
+	var change namespacesChange
+	recorded, _, err := p.journal().Read("namespaces", &change)
+	if err != nil || !recorded {
+		return err
+	}
+	for _, id := range append(namespaced, "namespaces") {
+		if err := p.journal().Forget(id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// privilegedLeftovers is an error if a node on the other rung was killed: what it has
+// left on the machine cannot be taken back from inside of namespaces.
+func privilegedLeftovers(p Paths) error {
+	if p.pending() && !p.journal().Has("namespaces") {
+		return hint.Add(errors.New("a node that ran with privileges was killed, and has left something on this machine"), "k3s9p down takes it back")
+	}
+	return nil
+}
+
+// server is where a client outside of the cluster finds the apiserver.
+func (n *Node) server() string {
+	if n.outside != nil {
+		return fmt.Sprintf("https://127.0.0.1:%d", port)
+	}
+	return fmt.Sprintf("https://%s:%d", n.cluster.Address(), port)
+}
+
+var serverLine = regexp.MustCompile(`(?m)^( *server: ).*$`)
+
+// address puts the apiserver's address into the administrator's kubeconfig: the node
+// may stand on another rung than last time.
+func (n *Node) address(context.Context) error {
+	data, err := os.ReadFile(n.paths.Kubeconfig())
+	if err != nil {
+		return err
+	}
+	return writeFile(n.paths.Kubeconfig(), serverLine.ReplaceAll(data, []byte("${1}"+n.server())), 0o600)
+}

@@ -1,0 +1,66 @@
+package probe
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"k3s9p/internal/userns"
+)
+
+// Privileges does what a node does in the machine's own namespaces, in a mount and a
+// network namespace that belong to the same user namespace.
+func Privileges(ctx context.Context) error {
+	return isolated(ctx, unix.CLONE_NEWNS|unix.CLONE_NEWNET, "privileges")
+}
+
+// Namespaces does the same in namespaces of a user namespace of its own, where cgroups
+// have to be mounted too.
+func Namespaces(ctx context.Context) error {
+	attributes, err := userns.Attributes()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnclear, err)
+	}
+	return inChild(ctx, attributes, "namespaces")
+}
+
+// powers mounts something and makes a bridge.
+func powers() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("keep mounts in a namespace: %w", err)
+	}
+	if err := unix.Mount("tmpfs", "/dev", "tmpfs", 0, ""); err != nil {
+		return fmt.Errorf("mount a tmpfs: %w", err)
+	}
+	return bridge()
+}
+
+func namespaces() error {
+	if err := powers(); err != nil {
+		return err
+	}
+	return cgroups("/dev")
+}
+
+// cgroups mounts a cgroup hierarchy, of either version, below an empty directory and
+// makes a cgroup in it.
+func cgroups(dir string) error {
+	point := filepath.Join(dir, "cgroup")
+	if err := os.Mkdir(point, 0o755); err != nil {
+		return err
+	}
+	unified := unix.Mount("cgroup2", point, "cgroup2", 0, "")
+	if unified != nil {
+		if err := unix.Mount("cgroup", point, "cgroup", 0, "memory"); err != nil {
+			return fmt.Errorf("mount cgroups: version 2: %w; version 1: %w", unified, err)
+		}
+	}
+	group := filepath.Join(point, fmt.Sprintf("k3s9p-probe-%d", os.Getpid()))
+	if err := os.Mkdir(group, 0o755); err != nil {
+		return fmt.Errorf("make a cgroup: %w", err)
+	}
+	return os.Remove(group)
+}

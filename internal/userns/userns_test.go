@@ -1,0 +1,39 @@
+package userns
+
+import (
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// Tables of /proc/self/uid_map, captured in gVisor and on Linux (first), in a
+// container of rootless Podman, and in the namespaces of a node.
+func TestIdentity(t *testing.T) {
+	for name, c := range map[string]struct {
+		table    string
+		want     []syscall.SysProcIDMap
+		complete bool
+	}{
+		"all ids":        {"         0          0 4294967295\n", []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 65536}}, true},
+		"two ranges":     {"         0       1000          1\n         1     100000      65536\n", []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 1}, {ContainerID: 1, HostID: 1, Size: 65535}}, false},
+		"a node's":       {"         0          0      65536\n", []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 65536}}, false},
+		"one id":         {"         0       1000          1\n", []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 1}}, false},
+		"not mapped yet": {"", nil, false},
+	} {
+		got, err := identity(strings.NewReader(c.table))
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if diff := cmp.Diff(c.want, got); diff != "" {
+			t.Errorf("%s: the mappings are not as they should be:\n%s", name, diff)
+		}
+		if got := complete(strings.NewReader(c.table)); got != c.complete {
+			t.Errorf("%s: complete is %v", name, got)
+		}
+	}
+	if got, err := identity(strings.NewReader("no table\n")); err == nil {
+		t.Errorf("no table gives %v", got)
+	}
+}

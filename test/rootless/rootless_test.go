@@ -1,0 +1,209 @@
+package rootless
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+
+	"k3s9p/test/cluster"
+	"k3s9p/test/gvisor"
+)
+
+const workload = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - name: web
+        image: k3s9p.local/web:1
+        imagePullPolicy: Never
+        readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  type: NodePort
+  selector: {app: web}
+  ports: [{port: 8080, nodePort: 30080}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: at-host-port}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{name: web, image: "k3s9p.local/web:1", imagePullPolicy: Never, ports: [{containerPort: 8080, hostPort: 8088}]}]
+`
+
+func TestRootless(t *testing.T) {
+	root := gvisor.OverlayRoot
+	if gvisor.Old() {
+		root = gvisor.NinePRoot
+	}
+	c := start(t, root)
+	before := snapshot(c)
+	t.Run("check and a dry run say so", func(t *testing.T) {
+		for _, args := range [][]string{{"check"}, {"up", "--dry-run"}} {
+			output, err := c.K3s9p(args...)
+			if err != nil || !strings.Contains(output, "without privileges, in namespaces of its own: root has no CAP_SYS_ADMIN and no CAP_NET_ADMIN here") {
+				t.Errorf("k3s9p %v: %v\n%s", args, err, output)
+			}
+		}
+		if output, err := c.K3s9p("up", "--rootless=never"); err == nil || !strings.Contains(output, "CAP_SYS_ADMIN") {
+			t.Errorf("k3s9p up --rootless=never: %v\n%s", err, output)
+		}
+		unchanged(t, c, before)
+	})
+	c.Up()
+	pods := deploy(c)
+	names := fmt.Sprint(pods[0].Name, " ", pods[1].Name)
+	t.Run("pods reach each other, by address and by the name of a Service", func(t *testing.T) {
+		for address, want := range map[string]string{pods[1].Status.PodIP: pods[1].Name, "web": names, "web.default.svc.cluster.local": names} {
+			answer, err := inPod(c, pods[0], "/get?url=http://"+address+":8080/")
+			if err != nil || answer == "" || !strings.Contains(want, answer) {
+				t.Errorf("%s answers %q, %v", address, answer, err)
+			}
+		}
+	})
+	t.Run("a node port and a hostPort are on the sandbox's network", func(t *testing.T) {
+		for port, want := range map[string]string{"30080": names, "8088": "at-host-port"} {
+			c.Await("port "+port, 30*time.Second, func() bool {
+				answer := fromOutside(c, gvisor.Address+":"+port)
+				return answer != "" && strings.Contains(want, answer)
+			})
+		}
+		if answer, err := c.Try(time.Minute, "inside", "http", "GET", "http://127.0.0.1:30080/"); err != nil || !strings.Contains(names, answer) {
+			t.Errorf("the node port answers in the sandbox with %q, %v", answer, err)
+		}
+	})
+	t.Run("egress", func(t *testing.T) { egress(t, c, pods[0]) })
+	t.Run("logs, exec and ctr", func(t *testing.T) {
+		if out := c.Kubectl("exec", pods[0].Name, "--", "/web", "say", "hello"); strings.TrimSpace(out) != "hello" {
+			t.Errorf("exec prints %q", out)
+		}
+		if out := c.Kubectl("logs", pods[0].Name); !strings.Contains(out, "serving on") {
+			t.Errorf("logs prints %q", out)
+		}
+		if out, err := c.K3s9p("ctr", "images", "list"); err != nil || !strings.Contains(out, "k3s9p.local/web:1") {
+			t.Errorf("ctr prints %s, %v", out, err)
+		}
+	})
+	if !gvisor.Old() {
+		killed(t, c)
+	}
+	t.Run("down leaves nothing", func(t *testing.T) {
+		if output, err := c.K3s9p("down", "--purge"); err != nil {
+			t.Fatalf("k3s9p down --purge: %v\n%s", err, output)
+		}
+		unchanged(t, c, before)
+	})
+}
+
+// killed ends one of the two parts: the other one ends what is left, and the next up
+// goes on.
+func killed(t *testing.T, c *cluster.Cluster) {
+	for _, part := range []string{"k3s9p-outside", "k3s9p-supervisor"} {
+		if during := snapshot(c); !strings.Contains(during, "process containerd-shim") || !strings.Contains(during, "process web") {
+			t.Fatal("nothing runs that could be left: the comparison would prove nothing")
+		}
+		c.Must("pkill", "-KILL", "-f", "^"+part)
+		c.Await("the end of all processes after SIGKILL of "+part, 30*time.Second, func() bool {
+			during := snapshot(c)
+			return !strings.Contains(during, "process containerd") && !strings.Contains(during, "process web") && !strings.Contains(during, "process k3s9p")
+		})
+		c.Up()
+		c.Kubectl("wait", "--for=condition=ready", "pod/at-host-port", "--timeout=60s")
+	}
+}
+
+// start is a sandbox as docker run --runtime=runsc makes it.
+func start(t *testing.T, root gvisor.Root) *cluster.Cluster {
+	return cluster.Start(t, gvisor.Options{Docker: true, Root: root, Files: map[string]string{"/root/workload.yaml": "=" + workload}})
+}
+
+// deploy runs the workload, and returns the pods of the Deployment.
+func deploy(c *cluster.Cluster) []corev1.Pod {
+	c.Kubectl("apply", "-f", "/root/workload.yaml")
+	c.Kubectl("rollout", "status", "deployment/web", "--timeout=90s")
+	c.Kubectl("wait", "--for=condition=ready", "pod/at-host-port", "--timeout=90s")
+	var list corev1.PodList
+	c.Get(&list, "pods", "--selector=app=web", "--field-selector=status.phase=Running")
+	return list.Items
+}
+
+// inPod asks the web server in a pod. Nobody in the sandbox reaches the pod network, so
+// the apiserver asks.
+func inPod(c *cluster.Cluster, pod corev1.Pod, path string) (string, error) {
+	return c.Try(2*time.Minute, cluster.Program, "kubectl", "get", "--raw", "/api/v1/namespaces/default/pods/"+pod.Name+":8080/proxy"+path)
+}
+
+func egress(t *testing.T, c *cluster.Cluster, pod corev1.Pod) {
+	gvisor.ServeOutside(t, c.Outside)
+	const mib = 50
+	server := gvisor.OutsideAddress + ":8080"
+	for _, way := range []struct{ name, path string }{
+		{"down", fmt.Sprintf("/download?url=http://%s/bytes%%3Fmib=%d", server, mib)},
+		{"up", fmt.Sprintf("/upload?url=http://%s/receive&mib=%d", server, mib)},
+	} {
+		answer, err := inPod(c, pod, way.path)
+		var bytes int64
+		var seconds float64
+		if err == nil {
+			_, err = fmt.Sscan(answer, &bytes, &seconds)
+		}
+		if err != nil || bytes != mib<<20 {
+			t.Errorf("%s: %d bytes came, %v", way.name, bytes, err)
+			continue
+		}
+		t.Logf("%s: %.1f MB/s", way.name, float64(bytes)/1e6/max(seconds, 1e-3))
+	}
+}
+
+// fromOutside returns what a web server answers to who asks on the other end of eth0.
+func fromOutside(c *cluster.Cluster, address string) string {
+	var answer []byte
+	_ = c.Outside(func() error { // without an answer it is empty
+		conn, err := net.DialTimeout("tcp4", address, 10*time.Second)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		fmt.Fprintf(conn, "GET / HTTP/1.0\r\n\r\n")
+		response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			return err
+		}
+		defer response.Body.Close()
+		answer, err = io.ReadAll(response.Body)
+		return err
+	})
+	return string(answer)
+}
+
+func snapshot(c *cluster.Cluster) string { return c.Must("inside", "snapshot", "/var/lib/k3s9p") }
+
+func unchanged(t *testing.T, c *cluster.Cluster, before string) {
+	t.Helper()
+	var diff string
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		if diff = cmp.Diff(strings.Split(before, "\n"), strings.Split(snapshot(c), "\n")); diff == "" {
+			return
+		}
+	}
+	t.Errorf("the machine is not as it was:\n%s", diff)
+}
