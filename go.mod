@@ -3,6 +3,7 @@ module k3s9p
 go 1.26.3
 
 tool (
+	github.com/golangci/misspell/cmd/misspell
 	github.com/magefile/mage
 	honnef.co/go/tools/cmd/staticcheck
 )
@@ -57,6 +58,7 @@ require (
 	github.com/davecgh/go-spew v1.1.2-0.20180830191138-d8f796af33cc // indirect
 	github.com/fxamacker/cbor/v2 v2.9.0 // indirect
 	github.com/go-logr/logr v1.4.4 // indirect
+	github.com/golangci/misspell v0.8.0 // indirect
 	github.com/google/btree v1.1.2 // indirect
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
 	github.com/json-iterator/go v1.1.12 // indirect

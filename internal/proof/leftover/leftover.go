@@ -26,13 +26,18 @@ import (
 
 const lockName = "lock"
 
+// claimed is the lock of this process's run. A lock that nobody refers to is garbage:
+// its file is closed when it is collected, and whoever cleans takes the run for ended.
+var claimed *flock.Flock
+
 // Claim makes the directory of a run below base, locked as long as this process lives.
 func Claim(base string) (string, error) {
 	dir := filepath.Join(base, strconv.Itoa(os.Getpid()))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	ok, err := flock.New(filepath.Join(dir, lockName)).TryLock()
+	claimed = flock.New(filepath.Join(dir, lockName))
+	ok, err := claimed.TryLock()
 	if err != nil || !ok {
 		return "", errors.Join(fmt.Errorf("lock %s", dir), err)
 	}

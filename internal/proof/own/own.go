@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -21,8 +22,12 @@ import (
 // lintNeeds are the packages of the system that Lint needs.
 var lintNeeds = []packages.Need{{Package: "shellcheck", Command: "shellcheck"}}
 
-// Lint checks our own code, that under overlay/ and build/ included: gofmt, go vet
-// and staticcheck; and shellcheck for what is run by a shell.
+// comments are the checks of staticcheck that are off by default: every package and
+// every exported name says what it is, as go doc expects it.
+const comments = "-checks=inherit,ST1000,ST1020,ST1021,ST1022"
+
+// Lint checks our own code, that under overlay/ and build/ included: gofmt, go vet,
+// staticcheck, and the spelling; and shellcheck for what is run by a shell.
 func Lint(ctx context.Context, b *builder.Builder) error {
 	if err := packages.Install(ctx, b.Runner, lintNeeds); err != nil {
 		return err
@@ -31,11 +36,12 @@ func Lint(ctx context.Context, b *builder.Builder) error {
 		name string
 		args []string
 	}{
-		{"gofmt", append([]string{"gofmt", "-l"}, goFiles(b.Root)...)},
+		{"gofmt", append([]string{"gofmt", "-l"}, files(b.Root, ".go")...)},
 		{"go vet", []string{"go", "vet", "./..."}},
 		{"go vet of the targets", []string{"go", "vet", "-tags=mage", "./magefiles"}},
-		{"staticcheck", []string{"go", "tool", "staticcheck", "./..."}},
-		{"staticcheck of the targets", []string{"go", "tool", "staticcheck", "-tags=mage", "./magefiles"}},
+		{"staticcheck", []string{"go", "tool", "staticcheck", comments, "./..."}},
+		{"staticcheck of the targets", []string{"go", "tool", "staticcheck", comments, "-tags=mage", "./magefiles"}},
+		{"misspell", append([]string{"go", "tool", "misspell", "-error"}, files(b.Root, ".go", ".md", ".yaml")...)},
 		{"shellcheck", []string{"shellcheck", "--severity=style", "internal/release/install.sh", "hack/capture-mountinfo.sh", ".ci/run"}},
 	} {
 		step := b.UI.Step("%s", check.name)
@@ -52,10 +58,10 @@ func Lint(ctx context.Context, b *builder.Builder) error {
 	return nil
 }
 
-// goFiles lists the Go files of the repository, also those that no package of the
-// main module has.
-func goFiles(root string) []string {
-	var files []string
+// files lists the files of the repository that end so, also the Go files that no package
+// of the main module has.
+func files(root string, endings ...string) []string {
+	var found []string
 	_ = filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -63,12 +69,12 @@ func goFiles(root string) []string {
 		if entry.IsDir() && (entry.Name() == ".work" || entry.Name() == ".git" || entry.Name() == "dist") {
 			return filepath.SkipDir
 		}
-		if strings.HasSuffix(path, ".go") {
-			files = append(files, path)
+		if slices.Contains(endings, filepath.Ext(path)) {
+			found = append(found, path)
 		}
 		return nil
 	})
-	return files
+	return found
 }
 
 // Test runs the tests of the main module: units, and the targets as a user
