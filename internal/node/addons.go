@@ -81,7 +81,7 @@ func (n *Node) addOns(ctx context.Context) error {
 	if err := n.openManifests(); err != nil {
 		return err
 	}
-	return n.supervisor.Await(ctx, func(ctx context.Context) error { return n.manifests.Apply(ctx, names...) }, kine, apiserver)
+	return n.supervisor.Await(ctx, func(ctx context.Context) error { return n.manifests.Apply(ctx, names...) }, kine, controlPlane)
 }
 
 // AddOn is how a part of the cluster is done, or that it is not.

@@ -3,12 +3,21 @@ package node
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
 	"sigs.k8s.io/yaml"
 
 	"k3s9p/internal/rmtree"
@@ -16,6 +25,9 @@ import (
 
 // port is the apiserver's.
 const port = 6443
+
+// kubeletServing is the name of the files of what the kubelet serves with.
+const kubeletServing = "kubelet-serving"
 
 // validity of certificates: the ten years that kubeadm gives its authorities. A
 // sandbox has nobody who would renew them.
@@ -67,7 +79,7 @@ func (n *Node) certificates(ctx context.Context) error {
 	}
 	const complete = "complete" // kubeadm was not interrupted
 	if _, err := os.Stat(n.paths.pkiFile(complete)); err == nil {
-		return nil
+		return n.kubeletCertificate()
 	}
 	// Nothing has used them yet, and kubeadm refuses a key without its certificate.
 	if err := errors.Join(rmtree.Tree(n.paths.pki()), rmtree.Tree(n.paths.kubeconfigs())); err != nil {
@@ -76,17 +88,56 @@ func (n *Node) certificates(ctx context.Context) error {
 	if _, err := n.kubeadm(ctx, "init", "phase", "certs", "all", "--config="+file); err != nil {
 		return err
 	}
-	if _, err := n.kubeadm(ctx, "init", "phase", "kubeconfig", "all", "--config="+file, "--kubeconfig-dir="+n.paths.kubeconfigs()); err != nil {
+	var rest errgroup.Group
+	rest.Go(func() error {
+		_, err := n.kubeadm(ctx, "init", "phase", "kubeconfig", "all", "--config="+file, "--kubeconfig-dir="+n.paths.kubeconfigs())
 		return err
-	}
-	dns, err := n.kubeadm(ctx, "kubeconfig", "user", "--config="+file, "--client-name="+dnsUser, "--validity-period="+validity)
-	if err != nil {
-		return err
-	}
-	if err := writeFile(n.paths.conf("coredns"), dns, 0o600); err != nil {
+	})
+	rest.Go(func() error {
+		dns, err := n.kubeadm(ctx, "kubeconfig", "user", "--config="+file, "--client-name="+dnsUser, "--validity-period="+validity)
+		if err != nil {
+			return err
+		}
+		return writeFile(n.paths.conf("coredns"), dns, 0o600)
+	})
+	rest.Go(n.kubeletCertificate)
+	if err := rest.Wait(); err != nil {
 		return err
 	}
 	return writeFile(n.paths.pkiFile(complete), nil, 0o600)
+}
+
+// kubeletCertificate makes what the kubelet serves with until down, signed by the
+// authority of the cluster: who asks it can check it. Without one the kubelet signs
+// for itself, with two RSA keys, which takes gVisor half a second.
+func (n *Node) kubeletCertificate() error {
+	authority, err := tls.LoadX509KeyPair(n.paths.pkiFile("ca.crt"), n.paths.pkiFile("ca.key"))
+	if err != nil {
+		return fmt.Errorf("read the authority of the cluster: %w", err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	certificate, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		Subject:     pkix.Name{Organization: []string{"system:nodes"}, CommonName: "system:node:" + n.cluster.NodeName},
+		DNSNames:    []string{n.cluster.NodeName, "localhost"},
+		IPAddresses: []net.IP{n.cluster.Address().AsSlice(), net.IPv4(127, 0, 0, 1)},
+		NotBefore:   authority.Leaf.NotBefore,
+		NotAfter:    authority.Leaf.NotAfter,
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}, authority.Leaf, key.Public(), authority.PrivateKey)
+	if err != nil {
+		return fmt.Errorf("make the kubelet's certificate: %w", err)
+	}
+	encoded, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		writeFile(n.paths.etc(kubeletServing+".crt"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}), 0o644),
+		writeFile(n.paths.etc(kubeletServing+".key"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: encoded}), 0o600))
 }
 
 func (n *Node) kubeadm(ctx context.Context, args ...string) ([]byte, error) {

@@ -2,10 +2,10 @@ package node
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -14,13 +14,11 @@ import (
 
 // The programs of a node, as they are called in the bundle, in status and in logs.
 const (
-	kine              = "kine"
-	apiserver         = "kube-apiserver"
-	controllerManager = "kube-controller-manager"
-	scheduler         = "kube-scheduler"
-	containerd        = "containerd"
-	kubelet           = "kubelet"
-	coredns           = "coredns"
+	kine         = "kine"
+	controlPlane = "kube-control-plane" // kube-apiserver, kube-controller-manager and kube-scheduler
+	containerd   = "containerd"
+	kubelet      = "kubelet"
+	coredns      = "coredns"
 )
 
 // datastore starts kine: the etcd API on SQLite.
@@ -31,12 +29,35 @@ func (n *Node) datastore(context.Context) error {
 	return n.start(kine, 10*time.Second,
 		"--endpoint=sqlite://"+n.paths.database()+"?_journal=WAL&cache=shared&_busy_timeout=30000&_txlock=immediate",
 		"--listen-address=unix://"+n.paths.datastore(),
+		// More would wait for each other in SQLite, each with a thread and caches of its own.
+		"--datastore-max-open-connections=8",
 		"--metrics-bind-address=0")
 }
 
-func (n *Node) apiserver(ctx context.Context) error {
+// controlPlane starts the three programs of the control plane, which are one process,
+// and waits until the apiserver is ready.
+func (n *Node) controlPlane(ctx context.Context) error {
+	if err := n.supervisor.Await(ctx, func(context.Context) error { return dials("unix", n.paths.datastore()) }, kine); err != nil {
+		return err
+	}
+	args := slices.Concat(
+		[]string{"kube-apiserver"}, n.apiserverArgs(), flagsOf(n.options.APIServerArgs),
+		[]string{"--", "kube-controller-manager"}, n.controllerManagerArgs(), flagsOf(n.options.ControllerManagerArgs),
+		[]string{"--", "kube-scheduler"}, n.clientArgs("scheduler"), flagsOf(n.options.SchedulerArgs))
+	if err := n.start(controlPlane, 20*time.Second, args...); err != nil {
+		return err
+	}
+	client, err := newClient(n.paths.conf("super-admin"))
+	if err != nil {
+		return err
+	}
+	n.client = client
+	return n.supervisor.Await(ctx, func(ctx context.Context) error { return client.get(ctx, "/readyz", nil) }, kine, controlPlane)
+}
+
+func (n *Node) apiserverArgs() []string {
 	pki := n.paths.pkiFile
-	args := []string{
+	return []string{
 		"--advertise-address=" + n.cluster.Address().String(),
 		fmt.Sprintf("--secure-port=%d", port),
 		"--etcd-servers=unix://" + n.paths.datastore(),
@@ -64,18 +85,6 @@ func (n *Node) apiserver(ctx context.Context) error {
 		"--service-account-signing-key-file=" + pki("sa.key"),
 		"--endpoint-reconciler-type=lease",
 	}
-	if err := n.supervisor.Await(ctx, func(context.Context) error { return dials("unix", n.paths.datastore()) }, kine); err != nil {
-		return err
-	}
-	if err := n.start(apiserver, 20*time.Second, append(args, flagsOf(n.options.APIServerArgs)...)...); err != nil {
-		return err
-	}
-	client, err := newClient(n.paths.conf("super-admin"))
-	if err != nil {
-		return err
-	}
-	n.client = client
-	return n.supervisor.Await(ctx, func(ctx context.Context) error { return client.get(ctx, "/readyz", nil) }, kine, apiserver)
 }
 
 // roles binds the users of kubeadm's certificates to what they may do; kubeadm does
@@ -108,15 +117,18 @@ func (n *Node) roles(ctx context.Context) error {
 	return nil
 }
 
-// controllers starts what makes objects come true.
-func (n *Node) controllers(context.Context) error {
+// clientArgs are those of a program that works through the apiserver.
+func (n *Node) clientArgs(user string) []string {
+	conf := n.paths.conf(user)
+	return []string{"--kubeconfig=" + conf, "--authentication-kubeconfig=" + conf, "--authorization-kubeconfig=" + conf,
+		// Their metrics are the apiserver's, which is the same process; to serve them
+		// again takes two RSA keys each.
+		"--secure-port=0", "--leader-elect=false"}
+}
+
+func (n *Node) controllerManagerArgs() []string {
 	pki := n.paths.pkiFile
-	common := func(user string) []string {
-		conf := n.paths.conf(user)
-		return []string{"--kubeconfig=" + conf, "--authentication-kubeconfig=" + conf, "--authorization-kubeconfig=" + conf,
-			"--bind-address=127.0.0.1", "--leader-elect=false"}
-	}
-	manager := append(common("controller-manager"),
+	return append(n.clientArgs("controller-manager"),
 		"--client-ca-file="+pki("ca.crt"),
 		"--requestheader-client-ca-file="+pki("front-proxy-ca.crt"),
 		"--cluster-signing-cert-file="+pki("ca.crt"),
@@ -133,7 +145,4 @@ func (n *Node) controllers(context.Context) error {
 		"--kube-api-qps=200", "--kube-api-burst=400",
 		"--flex-volume-plugin-dir="+n.paths.kubelet()+"/volume-plugins",
 	)
-	return errors.Join(
-		n.start(controllerManager, 10*time.Second, append(manager, flagsOf(n.options.ControllerManagerArgs)...)...),
-		n.start(scheduler, 10*time.Second, append(common("scheduler"), flagsOf(n.options.SchedulerArgs)...)...))
 }

@@ -15,6 +15,8 @@ func (n *Node) kubelet(context.Context) error {
 	args := append(KubeletArgs(n.settings, n.files, n.cluster.NodeName),
 		"--kubeconfig="+n.paths.conf("kubelet"),
 		"--cert-dir="+n.paths.pkiFile("kubelet"),
+		"--tls-cert-file="+n.paths.etc(kubeletServing+".crt"),
+		"--tls-private-key-file="+n.paths.etc(kubeletServing+".key"),
 		"--node-ip="+n.cluster.Address().String(),
 	)
 	n.started = time.Now()
@@ -62,7 +64,7 @@ func (n *Node) ready(ctx context.Context) error {
 		conditions = append(conditions, n.dnsAnswers)
 	}
 	for _, condition := range conditions {
-		if err := n.supervisor.Await(ctx, condition, kine, apiserver, controllerManager, scheduler, containerd, kubelet, coredns); err != nil {
+		if err := n.supervisor.Await(ctx, condition, kine, controlPlane, containerd, kubelet, coredns); err != nil {
 			return err
 		}
 	}

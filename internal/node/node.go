@@ -77,8 +77,8 @@ func (n *Node) up(ctx context.Context) error {
 			}
 			return n.egress.how, err
 		}},
-		{"start the container runtime", func(context.Context) (string, error) {
-			err := n.containerRuntime(ctx)
+		{"start the container runtime and the datastore", func(context.Context) (string, error) {
+			err := errors.Join(n.containerRuntime(ctx), n.datastore(ctx))
 			if err == nil {
 				runtime.Go(func() error {
 					if err := n.runtimeReady(ctx); err != nil {
@@ -90,7 +90,7 @@ func (n *Node) up(ctx context.Context) error {
 			return "", err
 		}},
 		{"make certificates", plain(n.certificates, n.address)},
-		{"start the control plane", plain(n.datastore, n.apiserver, n.publishServer, n.roles, n.controllers, n.addOns)},
+		{"start the control plane", plain(n.controlPlane, n.publishServer, n.roles, n.addOns)},
 		{"wait for the container runtime", func(context.Context) (string, error) { return "", runtime.Wait() }},
 		{"start the kubelet, DNS and Services", plain(n.kubelet, n.dns, n.openServices)},
 		{"wait until the node is Ready", plain(n.ready)},

@@ -39,15 +39,13 @@ func preflight(o Options, ports []listener) (record.Build, Cluster, error) {
 type listener struct{ program, address string }
 
 // published are the ports that a node in namespaces of its own has outside.
-var published = []listener{{apiserver, fmt.Sprintf(":%d", port)}}
+var published = []listener{{"kube-apiserver", fmt.Sprintf(":%d", port)}}
 
 // listening are the ports of the node's programs, on all addresses or on loopback.
 var listening = []listener{
-	{apiserver, fmt.Sprintf(":%d", port)},
+	{"kube-apiserver", fmt.Sprintf(":%d", port)},
 	{kubelet, ":10250"},
 	{kubelet, "127.0.0.1:10248"},
-	{controllerManager, "127.0.0.1:10257"},
-	{scheduler, "127.0.0.1:10259"},
 }
 
 // portsFree tries each port. What a killed node of this directory still holds is

@@ -33,7 +33,7 @@ func (n *Node) publish(ports []svcproxy.Port) []svcproxy.Failure {
 		return nil
 	}
 	atNode := slices.DeleteFunc(slices.Clone(ports), func(p svcproxy.Port) bool { return len(p.Addresses) > 0 || p.Protocol != corev1.ProtocolTCP })
-	return n.published.Apply(append(atNode, svcproxy.Port{Name: apiserver, Protocol: corev1.ProtocolTCP, Port: port,
+	return n.published.Apply(append(atNode, svcproxy.Port{Name: "kube-apiserver", Protocol: corev1.ProtocolTCP, Port: port,
 		Endpoints: []netip.AddrPort{netip.AddrPortFrom(n.cluster.Address(), port)}}))
 }
 

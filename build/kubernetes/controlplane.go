@@ -1,0 +1,230 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/pflag"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	cliflag "k8s.io/component-base/cli/flag"
+	"k8s.io/component-base/logs"
+	logsapi "k8s.io/component-base/logs/api/v1"
+	"k8s.io/klog/v2"
+	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
+	apiserveroptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+	controllermanager "k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	controllermanageroptions "k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
+	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
+	scheduleroptions "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
+)
+
+const controlPlaneUsage = `usage: kube-control-plane kube-apiserver FLAGS -- kube-controller-manager FLAGS -- kube-scheduler FLAGS`
+
+// controlPlane is kube-apiserver, kube-controller-manager and kube-scheduler in one
+// process, as in k3s: they share what each of them would otherwise have of its own,
+// a runtime, the registered types, the pages of the executable that relocations and
+// a sandbox keep from being shared. It ends when one of them does.
+//
+// Upstream's commands cannot be run beside each other: each sets up the signals of
+// the process (k8s.io/apiserver/pkg/server, SetupSignalContext panics when called
+// twice). What they call is exported, and called here in their order.
+type controlPlane struct {
+	apiserver  *apiserveroptions.ServerRunOptions
+	controller *controllermanageroptions.KubeControllerManagerOptions
+	scheduler  *scheduleroptions.Options
+}
+
+// runControlPlane is the body of the program kube-control-plane.
+func runControlPlane() {
+	defer logs.FlushLogs()
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	c, err := newControlPlane(os.Args[1:])
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "Error: %v\n", err)
+		os.Exit(1)
+	}
+	if err := c.run(ctx); err != nil {
+		klog.ErrorS(err, "the control plane ended")
+		logs.FlushLogs()
+		os.Exit(1)
+	}
+}
+
+// newControlPlane reads the arguments and sets what is one for the whole process.
+func newControlPlane(args []string) (*controlPlane, error) {
+	flags, err := flagsByProgram(args)
+	if err != nil {
+		return nil, err
+	}
+	c := &controlPlane{apiserver: apiserveroptions.NewServerRunOptions(), scheduler: scheduleroptions.NewOptions()}
+	if c.controller, err = controllermanageroptions.NewKubeControllerManagerOptions(); err != nil {
+		return nil, err
+	}
+	controllerFlags := c.controller.Flags(controllermanager.KnownControllers(), controllermanager.ControllersDisabledByDefault(), controllermanager.ControllerAliases())
+	c.controller.ParsedFlags = &controllerFlags
+	if err := errors.Join(
+		parse("kube-apiserver", c.apiserver.Flags(), flags),
+		parse("kube-controller-manager", controllerFlags, flags),
+		parse("kube-scheduler", *c.scheduler.Flags, flags),
+	); err != nil {
+		return nil, err
+	}
+	// One registry of feature gates and versions, and one log: those of the apiserver.
+	if err := c.apiserver.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
+		return nil, err
+	}
+	rest.SetDefaultWarningHandler(rest.NoWarnings{}) // as upstream's programs do
+	logs.InitLogs()
+	gates := c.apiserver.GenericServerRunOptions.ComponentGlobalsRegistry.FeatureGateFor("kube")
+	return c, logsapi.ValidateAndApply(c.apiserver.Logs, gates)
+}
+
+// flagsByProgram splits the arguments at "--": each part is a program's name and its
+// flags.
+func flagsByProgram(args []string) (map[string][]string, error) {
+	flags := make(map[string][]string)
+	for len(args) > 0 {
+		part := args
+		if end := slices.Index(args, "--"); end >= 0 {
+			part, args = args[:end], args[end+1:]
+		} else {
+			args = nil
+		}
+		if len(part) == 0 || strings.HasPrefix(part[0], "-") {
+			return nil, errors.New("a program's name is missing; " + controlPlaneUsage)
+		}
+		flags[part[0]] = part[1:]
+	}
+	for _, name := range []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler"} {
+		if _, given := flags[name]; !given {
+			return nil, fmt.Errorf("%s is missing; %s", name, controlPlaneUsage)
+		}
+	}
+	return flags, nil
+}
+
+// parse sets the options of a program.
+func parse(name string, sets cliflag.NamedFlagSets, flags map[string][]string) error {
+	all := pflag.NewFlagSet(name, pflag.ContinueOnError)
+	all.SetNormalizeFunc(cliflag.WordSepNormalizeFunc)
+	for _, set := range sets.FlagSets {
+		all.AddFlagSet(set)
+	}
+	all.Usage = func() {}
+	if err := all.Parse(flags[name]); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if all.NArg() > 0 {
+		return fmt.Errorf("%s does not take any arguments, got %q", name, all.Args())
+	}
+	return nil
+}
+
+// settled is how long after the start the garbage of it is given back to the kernel.
+const settled = 15 * time.Second
+
+// run runs the control plane until ctx ends or one of its programs does. The
+// apiserver is the last one to go: the others still write through it.
+func (c *controlPlane) run(ctx context.Context) error {
+	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopServing()
+	controlling, stopControlling := context.WithCancel(ctx)
+	defer stopControlling()
+	served := c.start(stopControlling, func() error { return c.runAPIServer(serving) }, "kube-apiserver")
+	if err := c.apiserverReady(controlling); err == nil {
+		controlled := c.start(stopControlling, func() error { return c.runControllerManager(controlling) }, "kube-controller-manager")
+		scheduled := c.start(stopControlling, func() error { return c.runScheduler(controlling) }, "kube-scheduler")
+		// To start takes three times the memory that it takes to run: the descriptions
+		// of all APIs are made and merged.
+		time.AfterFunc(settled, debug.FreeOSMemory)
+		err := errors.Join(<-controlled, <-scheduled)
+		stopServing()
+		return errors.Join(err, <-served)
+	}
+	stopServing()
+	return <-served
+}
+
+// start runs a program and ends the others when it is over. What ends before it is
+// told to has failed.
+func (c *controlPlane) start(stopOthers context.CancelFunc, program func() error, name string) <-chan error {
+	ended := make(chan error, 1)
+	go func() {
+		defer stopOthers()
+		err := program()
+		if err != nil {
+			err = fmt.Errorf("%s: %w", name, err)
+		}
+		ended <- err
+	}()
+	return ended
+}
+
+func (c *controlPlane) runAPIServer(ctx context.Context) error {
+	options, err := c.apiserver.Complete(ctx)
+	if err != nil {
+		return err
+	}
+	if errs := options.Validate(); len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	return apiserver.Run(ctx, options)
+}
+
+func (c *controlPlane) runControllerManager(ctx context.Context) error {
+	// As upstream: what is to happen at the end is not to be cut off by it.
+	config, err := c.controller.Config(context.WithoutCancel(ctx), controllermanager.KnownControllers(), controllermanager.ControllersDisabledByDefault(), controllermanager.ControllerAliases())
+	if err != nil {
+		return err
+	}
+	return controllermanager.Run(ctx, config.Complete())
+}
+
+func (c *controlPlane) runScheduler(ctx context.Context) error {
+	config, instance, err := scheduler.Setup(ctx, c.scheduler)
+	if err != nil {
+		return err
+	}
+	err = scheduler.Run(ctx, config, instance)
+	if ctx.Err() != nil {
+		return nil // it was told to end, and says "finished without leader elect"
+	}
+	return err
+}
+
+// apiserverReady waits until the apiserver is ready, or ctx ends.
+func (c *controlPlane) apiserverReady(ctx context.Context) error {
+	config, err := clientcmd.BuildConfigFromFlags("", c.controller.Generic.ClientConnection.Kubeconfig)
+	if err != nil {
+		return err
+	}
+	transport, err := rest.TransportFor(config)
+	if err != nil {
+		return err
+	}
+	client := http.Client{Transport: transport, Timeout: time.Second}
+	for ; ; time.Sleep(20 * time.Millisecond) {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		answer, err := client.Get(config.Host + "/readyz")
+		if err != nil {
+			continue
+		}
+		answer.Body.Close()
+		if answer.StatusCode == http.StatusOK {
+			return nil
+		}
+	}
+}
