@@ -134,6 +134,10 @@ func parse(name string, sets cliflag.NamedFlagSets, flags map[string][]string) e
 // settled is how long after the start the garbage of it is given back to the kernel.
 const settled = 15 * time.Second
 
+// idleGCPercent is the part by which the heap may grow between collections from then
+// on: the live objects are those of caches, and a node in a sandbox has little to do.
+const idleGCPercent = 50
+
 // run runs the control plane until ctx ends or one of its programs does. The
 // apiserver is the last one to go: the others still write through it.
 func (c *controlPlane) run(ctx context.Context) error {
@@ -141,24 +145,29 @@ func (c *controlPlane) run(ctx context.Context) error {
 	defer stopServing()
 	controlling, stopControlling := context.WithCancel(ctx)
 	defer stopControlling()
-	served := c.start(stopControlling, func() error { return c.runAPIServer(serving) }, "kube-apiserver")
-	if err := c.apiserverReady(controlling); err == nil {
-		controlled := c.start(stopControlling, func() error { return c.runControllerManager(controlling) }, "kube-controller-manager")
-		scheduled := c.start(stopControlling, func() error { return c.runScheduler(controlling) }, "kube-scheduler")
-		// To start takes three times the memory that it takes to run: the descriptions
-		// of all APIs are made and merged.
-		time.AfterFunc(settled, debug.FreeOSMemory)
-		err := errors.Join(<-controlled, <-scheduled)
-		stopServing()
-		return errors.Join(err, <-served)
+	served := start(stopControlling, "kube-apiserver", func() error { return c.runAPIServer(serving) })
+	ready, err := c.apiserverReady(controlling)
+	if ready {
+		controlled := start(stopControlling, "kube-controller-manager", func() error { return c.runControllerManager(controlling) })
+		scheduled := start(stopControlling, "kube-scheduler", func() error { return c.runScheduler(controlling) })
+		time.AfterFunc(settled, settle)
+		err = errors.Join(<-controlled, <-scheduled)
 	}
 	stopServing()
-	return <-served
+	return errors.Join(err, <-served)
 }
 
-// start runs a program and ends the others when it is over. What ends before it is
-// told to has failed.
-func (c *controlPlane) start(stopOthers context.CancelFunc, program func() error, name string) <-chan error {
+// settle ends the time of the start, which takes three times the memory that it takes
+// to run: the descriptions of all APIs are made and merged.
+func settle() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(idleGCPercent)
+	}
+	debug.FreeOSMemory()
+}
+
+// start runs a program, and tells the others to end when it is over.
+func start(stopOthers context.CancelFunc, name string, program func() error) <-chan error {
 	ended := make(chan error, 1)
 	go func() {
 		defer stopOthers()
@@ -203,28 +212,26 @@ func (c *controlPlane) runScheduler(ctx context.Context) error {
 	return err
 }
 
-// apiserverReady waits until the apiserver is ready, or ctx ends.
-func (c *controlPlane) apiserverReady(ctx context.Context) error {
+// apiserverReady waits until the apiserver is ready. If ctx ends before, it is not.
+func (c *controlPlane) apiserverReady(ctx context.Context) (bool, error) {
 	config, err := clientcmd.BuildConfigFromFlags("", c.controller.Generic.ClientConnection.Kubeconfig)
 	if err != nil {
-		return err
+		return false, err
 	}
-	transport, err := rest.TransportFor(config)
+	client, err := rest.HTTPClientFor(config)
 	if err != nil {
-		return err
+		return false, err
 	}
-	client := http.Client{Transport: transport, Timeout: time.Second}
-	for ; ; time.Sleep(20 * time.Millisecond) {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
+	client.Timeout = time.Second
+	for ; ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
 		answer, err := client.Get(config.Host + "/readyz")
 		if err != nil {
 			continue
 		}
 		answer.Body.Close()
 		if answer.StatusCode == http.StatusOK {
-			return nil
+			return true, nil
 		}
 	}
+	return false, nil
 }
