@@ -32,8 +32,8 @@ type side struct {
 	t            *testing.T
 	data, images string // directories
 	web          string // test/web, to be run on the node
-	// memory is that of this machine that is used by the sandbox, in bytes.
-	memory func() int64
+	// memory is that of this machine that is used by the sandbox.
+	memory func() contract.MachineMemory
 	*contract.Figures
 }
 
@@ -45,7 +45,7 @@ func (s sandbox) In(args ...string) (string, error) { return s.Try(2*time.Minute
 func inGVisor(t *testing.T, f *contract.Figures) *side {
 	const web = "/usr/local/bin/web"
 	c := cluster.Start(t, gvisor.Options{Files: map[string]string{web: gvisor.Program(contract.Web)}})
-	return &side{sandbox{c}, t, node.DefaultData, cluster.Images, web, func() int64 { return pss(c.Processes()) }, f}
+	return &side{sandbox{c}, t, node.DefaultData, cluster.Images, web, func() contract.MachineMemory { return memoryOf(c.Processes()) }, f}
 }
 
 func natively(t *testing.T, f *contract.Figures) *side {
@@ -54,13 +54,29 @@ func natively(t *testing.T, f *contract.Figures) *side {
 	if err := os.Link(gvisor.Program(contract.WebImage), filepath.Join(images, "web.tar")); err != nil {
 		t.Fatal(err)
 	}
-	return &side{m, t, m.Data, images, gvisor.Program(contract.Web), func() int64 { return 0 }, f}
+	return &side{m, t, m.Data, images, gvisor.Program(contract.Web), func() contract.MachineMemory { return contract.MachineMemory{} }, f}
 }
 
-// pss is the proportional set size of processes of this machine together, in bytes.
-func pss(pids []int) (sum int64) {
+// memoryOf is what processes of this machine use together.
+func memoryOf(pids []int) (sum contract.MachineMemory) {
 	for _, pid := range pids {
-		sum += node.MemoryOf(pid).PSS
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+		if err != nil {
+			continue // it has ended
+		}
+		for line := range strings.Lines(string(data)) {
+			var name string
+			var kilobytes int64
+			if _, err := fmt.Sscan(line, &name, &kilobytes); err != nil {
+				continue
+			}
+			switch name {
+			case "Pss_Anon:", "Pss_Shmem:":
+				sum.Own += kilobytes << 10
+			case "Pss_File:":
+				sum.Files += kilobytes << 10
+			}
+		}
 	}
 	return sum
 }

@@ -133,12 +133,12 @@ func inGVisor(name string, r contract.Results) []measurement {
 			parts: fmt.Sprintf("pod %.0f MB/s, node %.0f MB/s; natively %.0f and %.0f", median(way.pod), median(way.node), median(way.nativePod), median(way.nativeNod)),
 		})
 	}
-	used := f.Machine.Idle - f.Machine.Before
+	before, idle := f.Machine.Before, f.Machine.Idle
 	return append(figures,
 		measurement{name: name + ": 50 MiB between pods", value: median(f.BetweenPods), unit: "MB/s", limit: betweenPodsLimit, least: true,
 			parts: fmt.Sprintf("natively %.0f MB/s", median(r.Native.BetweenPods))},
-		measurement{name: name + ": memory of the idle node, the host's", value: megabytes(used), unit: "MB", limit: machineLimit,
-			parts: fmt.Sprintf("PSS of the sandbox %.0f MB, before up %.0f MB", megabytes(f.Machine.Idle), megabytes(f.Machine.Before))})
+		measurement{name: name + ": memory of the idle node, the host's", value: megabytes(idle.Own - before.Own), unit: "MB", limit: machineLimit,
+			parts: fmt.Sprintf("before up %.0f MB; and %.0f MB of page cache of mapped files, before %.0f MB", megabytes(before.Own), megabytes(idle.Files), megabytes(before.Files))})
 }
 
 // onBoth are the figures that have the same limit everywhere.

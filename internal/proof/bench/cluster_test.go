@@ -34,7 +34,7 @@ func TestFiguresOfACluster(t *testing.T) {
 		f = contract.Figures{UpUnpacking: one, UpNew: []float64{9, up, 1}, UpStopped: one, Down: one,
 			NodeDownload: []float64{200}, NodeUpload: one, PodDownload: []float64{50}, PodUpload: one, BetweenPods: one,
 			Components: []contract.Component{{Name: "kubelet", Memory: node.Memory{RSS: rss, PSS: pss}}}}
-		f.Machine.Before, f.Machine.Idle = 60e6, 400e6
+		f.Machine.Before, f.Machine.Idle = contract.MachineMemory{Own: 60e6}, contract.MachineMemory{Own: 400e6, Files: 200e6}
 		return f
 	}
 	figures := inGVisor("gVisor", contract.Results{Native: of(3, 150e6, 100e6), GVisor: of(6, 200e6, 0)})

@@ -34,13 +34,23 @@ type Figures struct {
 
 	// Components are the memory of the idle node by program, once, in the first round.
 	Components []Component `json:"components"`
-	// Machine is the memory of this machine that a sandbox uses, in bytes of
-	// proportional set size: before the first up, and with the idle node. On the
-	// machine itself there is none before.
+	// Machine is the memory of this machine that a sandbox uses: before the first up,
+	// and with the idle node. On the machine itself there is none before.
 	Machine struct {
-		Before int64 `json:"before"`
-		Idle   int64 `json:"idle"`
+		Before MachineMemory `json:"before"`
+		Idle   MachineMemory `json:"idle"`
 	} `json:"machine"`
+}
+
+// MachineMemory is the proportional set size of processes together, in bytes, by what
+// it is (proc_pid_smaps(5)).
+type MachineMemory struct {
+	// Own is anonymous and shared memory, a sandbox's among it: what the machine has
+	// to keep.
+	Own int64 `json:"own"`
+	// Files is page cache of files that are mapped, of the programs above all: what
+	// the machine drops when it needs the memory.
+	Files int64 `json:"files"`
 }
 
 // Component is the memory of a program, in bytes; no PSS where the kernel has none.
