@@ -80,7 +80,7 @@ func TestUpDown(t *testing.T) {
 		unchanged(t, c, before)
 	})
 	t.Run("Ctrl-C in the middle", func(t *testing.T) {
-		for _, when := range []string{"check and fix", "make the pod network", "start the control plane"} {
+		for _, when := range []string{"check and fix", "make the pod network", "make certificates"} {
 			up := c.Background(cluster.Program, "up")
 			c.Await(when, time.Minute, func() bool { return up.Ended() || strings.Contains(up.Output(), when) })
 			up.Signal("INT")
