@@ -118,9 +118,11 @@ func TestRootless(t *testing.T) {
 // goes on.
 func killed(t *testing.T, c *cluster.Cluster) {
 	for _, part := range []string{"k3s9p-outside", "k3s9p-supervisor"} {
-		if during := snapshot(c); !strings.Contains(during, "process containerd-shim") || !strings.Contains(during, "process web") {
-			t.Fatal("nothing runs that could be left: the comparison would prove nothing")
-		}
+		// The cluster remembers a pod as ready until the kubelet says otherwise.
+		c.Await("something that could be left, without which the comparison proves nothing", 30*time.Second, func() bool {
+			during := snapshot(c)
+			return strings.Contains(during, "process containerd-shim") && strings.Contains(during, "process web")
+		})
 		c.Must("pkill", "-KILL", "-f", "^"+part)
 		c.Await("the end of all processes after SIGKILL of "+part, 30*time.Second, func() bool {
 			during := snapshot(c)
