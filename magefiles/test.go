@@ -58,7 +58,7 @@ func init() {
 	}
 }
 
-// Lint runs gofmt, go vet, staticcheck, misspell and shellcheck.
+// Lint runs gofmt, go vet, staticcheck, misspell, shellcheck and actionlint.
 func Lint(ctx context.Context) error {
 	return with(func(b *builder.Builder) error { return own.Lint(ctx, b) })
 }

@@ -27,7 +27,8 @@ var lintNeeds = []packages.Need{{Package: "shellcheck", Command: "shellcheck"}}
 const comments = "-checks=inherit,ST1000,ST1020,ST1021,ST1022"
 
 // Lint checks our own code, that under overlay/ and build/ included: gofmt, go vet,
-// staticcheck, and the spelling; and shellcheck for what is run by a shell.
+// staticcheck, and the spelling; shellcheck for what is run by a shell; actionlint for
+// the workflows.
 func Lint(ctx context.Context, b *builder.Builder) error {
 	if err := packages.Install(ctx, b.Runner, lintNeeds); err != nil {
 		return err
@@ -42,7 +43,8 @@ func Lint(ctx context.Context, b *builder.Builder) error {
 		{"staticcheck", []string{"go", "tool", "staticcheck", comments, "./..."}},
 		{"staticcheck of the targets", []string{"go", "tool", "staticcheck", comments, "-tags=mage", "./magefiles"}},
 		{"misspell", append([]string{"go", "tool", "misspell", "-error"}, files(b.Root, ".go", ".md", ".yaml")...)},
-		{"shellcheck", []string{"shellcheck", "--severity=style", "internal/release/install.sh", "hack/capture-mountinfo.sh", ".ci/run"}},
+		{"shellcheck", []string{"shellcheck", "--severity=style", "internal/release/install.sh", "hack/capture-mountinfo.sh", "hack/update-pins.sh", ".ci/run"}},
+		{"actionlint", []string{"go", "tool", "actionlint", "-shellcheck=shellcheck"}},
 	} {
 		step := b.UI.Step("%s", check.name)
 		out, err := b.Run(ctx, command.Command{Dir: b.Root, Env: b.Env(false), Args: check.args})
