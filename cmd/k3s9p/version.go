@@ -10,6 +10,7 @@ import (
 
 	"k3s9p/internal/bundle"
 	"k3s9p/internal/hint"
+	"k3s9p/internal/node"
 )
 
 func versionCommand() *cobra.Command {
@@ -19,14 +20,59 @@ func versionCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 	}
 	output := outputFlag(cmd)
+	check := cmd.Flags().Bool("check", false, "compare with what is in the data directory, and what runs")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		asJSON, err := output()
 		if err != nil {
 			return err
 		}
-		return withBundle(func(b *bundle.Bundle) error { return printVersion(cmd.OutOrStdout(), b, asJSON) })
+		show := printVersion
+		if *check {
+			show = func(w io.Writer, b *bundle.Bundle, asJSON bool) error {
+				return printComparison(w, b, dataDir(cmd), asJSON)
+			}
+		}
+		return withBundle(func(b *bundle.Bundle) error { return show(cmd.OutOrStdout(), b, asJSON) })
 	}
 	return cmd
+}
+
+// comparison is what version --check tells.
+type comparison struct {
+	This    node.Versions  `json:"this"`
+	Disk    *node.Versions `json:"disk,omitempty"` // of the program that last brought up the cluster
+	Running bool           `json:"running"`
+}
+
+func printComparison(w io.Writer, b *bundle.Bundle, dataDir string, asJSON bool) error {
+	build, err := b.Build()
+	if err != nil {
+		return err
+	}
+	state, err := node.Status(dataDir)
+	if err != nil {
+		return err
+	}
+	c := comparison{This: node.VersionsOf(build), Running: state.PID != 0}
+	if state.Cluster != nil {
+		c.Disk = &state.Cluster.Versions
+	}
+	if asJSON {
+		return printJSON(w, c)
+	}
+	fmt.Fprintf(w, "this file  %s\n", c.This)
+	switch {
+	case c.Disk == nil:
+		fmt.Fprintf(w, "on disk    no cluster in %s\n", dataDir)
+	case c.Running:
+		fmt.Fprintf(w, "running    %s, in %s\n", c.Disk, dataDir)
+	default:
+		fmt.Fprintf(w, "on disk    %s, in %s; it does not run\n", c.Disk, dataDir)
+	}
+	if c.Running && *c.Disk != c.This {
+		fmt.Fprintln(w, "next: k3s9p down, then k3s9p up, continues the cluster with this file")
+	}
+	return nil
 }
 
 func printVersion(w io.Writer, b *bundle.Bundle, asJSON bool) error {

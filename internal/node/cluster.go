@@ -18,13 +18,15 @@ import (
 // format is the version of the data directory. One of a higher version is refused.
 const format = 1
 
-// Cluster is what stays the same as long as the data directory exists.
+// Cluster is what stays the same as long as the data directory exists, and which
+// versions have used it.
 type Cluster struct {
 	Format       int          `json:"format"`
 	Distribution string       `json:"distribution"`
 	NodeName     string       `json:"nodeName"`
 	ClusterCIDR  netip.Prefix `json:"clusterCIDR"`
 	ServiceCIDR  netip.Prefix `json:"serviceCIDR"`
+	Versions                  // of the newest that has brought it up
 }
 
 // Bridge is the device of the pod network; its address is the node's and the

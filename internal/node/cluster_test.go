@@ -110,6 +110,29 @@ func TestADataDirectoryKeepsItsCluster(t *testing.T) {
 	}
 }
 
+func TestUpgrade(t *testing.T) {
+	p := Paths{t.TempDir()}
+	for _, c := range []struct {
+		there, here, then Versions
+		refused           bool
+	}{
+		{here: Versions{"", "v1.36.3+k3s9p.0123"}, then: Versions{"", "v1.36.3+k3s9p.0123"}}, // of before there were versions
+		{there: Versions{"v0.1.0", "v1.36.3"}, here: Versions{"v0.2.0", "v1.36.4"}, then: Versions{"v0.2.0", "v1.36.4"}},
+		{there: Versions{"v0.1.0", "v1.36.3"}, here: Versions{"v0.1.0", "v1.36.3"}, then: Versions{"v0.1.0", "v1.36.3"}},
+		{there: Versions{"v0.1.0", "v1.36.3+a"}, here: Versions{"v0.1.0-snapshot.0123.dirty", "v1.36.3+b"}, then: Versions{"v0.1.0-snapshot.0123.dirty", "v1.36.3+b"}},
+		{there: Versions{"v0.1.0", "v1.36.3"}, here: Versions{"", "v1.36.3"}, then: Versions{"v0.1.0", "v1.36.3"}},
+		{there: Versions{"v0.2.0", "v1.36.3"}, here: Versions{"v0.1.9", "v1.36.3"}, refused: true},
+		{there: Versions{"v0.10.0", "v1.36.3"}, here: Versions{"v0.9.0", "v1.36.3"}, refused: true},
+		{there: Versions{"", "v1.37.0"}, here: Versions{"", "v1.36.3"}, refused: true},
+		{there: Versions{"", "v1.36.4+k3s9p.0"}, here: Versions{"v9.0.0", "v1.36.3+k3s9p.9"}, refused: true},
+	} {
+		got, err := Cluster{Versions: c.there}.upgrade(p, c.here)
+		if (err != nil) != c.refused || err == nil && got.Versions != c.then {
+			t.Errorf("%s over %s: %s, %v", c.here, c.there, got.Versions, err)
+		}
+	}
+}
+
 func TestDataDirectories(t *testing.T) {
 	for dir, fails := range map[string]string{
 		DefaultData:                           "",

@@ -29,6 +29,9 @@ func preflight(o Options, ports []listener) (record.Build, Cluster, error) {
 		return build, Cluster{}, err
 	}
 	cluster, err := settle(p, o, build.Distribution, routes)
+	if err == nil {
+		cluster, err = cluster.upgrade(p, VersionsOf(build))
+	}
 	if err != nil {
 		return build, cluster, err
 	}
