@@ -17,8 +17,9 @@ func checkCommand() *cobra.Command {
 		Use:   "check",
 		Short: "Say what keeps a node from running here, and what up does about it",
 		Long: `Try what a node needs of this machine, and say for each blocker whether it is found,
-with what was seen, and what up does about it. Nothing is changed. The exit status is
-1 if something is found that has no fix and that a node cannot run with.`,
+with what was seen; and what up would choose and change because of it. Nothing is
+changed. The exit status is 1 if something is found that has no fix and that a node
+cannot run with.`,
 		Example: "  k3s9p check -o json",
 		Args:    cobra.NoArgs,
 	}
@@ -28,22 +29,21 @@ with what was seen, and what up does about it. Nothing is changed. The exit stat
 		if err != nil {
 			return err
 		}
-		rung, findings, err := node.Check(cmd.Context(), dataDir(cmd))
+		rung, plan, err := node.Check(cmd.Context(), dataDir(cmd))
 		if err != nil {
 			return err
 		}
 		if asJSON {
-			if err := printJSON(cmd.OutOrStdout(), findings); err != nil {
-				return err
-			}
-		} else if err := printFindings(cmd.OutOrStdout(), rung, findings); err != nil {
+			err = printJSON(cmd.OutOrStdout(), plan)
+		} else {
+			err = printCheck(cmd.OutOrStdout(), rung, plan)
+		}
+		if err != nil {
 			return err
 		}
 		var stuck []string
-		for _, finding := range findings {
-			if finding.Answer == blocker.Found && finding.Remedy == blocker.None {
-				stuck = append(stuck, finding.ID)
-			}
+		for _, finding := range plan.Stuck() {
+			stuck = append(stuck, finding.ID)
 		}
 		if len(stuck) > 0 {
 			return fmt.Errorf("found, and there is no fix for it: %s", strings.Join(stuck, ", "))
@@ -53,25 +53,42 @@ with what was seen, and what up does about it. Nothing is changed. The exit stat
 	return cmd
 }
 
-func printFindings(w io.Writer, rung node.Rung, findings []blocker.Finding) error {
+func printCheck(w io.Writer, rung node.Rung, plan blocker.Plan) error {
 	fmt.Fprintf(w, "a node runs here %s\n\n", rung)
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "BLOCKER\tANSWER\tWHAT UP DOES")
-	for _, f := range findings {
-		action := ""
-		if f.Answer == blocker.Found {
-			action = f.Action
-		}
-		fmt.Fprintf(table, "%s\t%s\t%s\n", f.Title, f.Answer, action)
+	for _, f := range plan.Findings {
+		fmt.Fprintf(table, "%s\t%s\t%s\n", f.Title, f.Answer, f.Action)
 	}
 	if err := table.Flush(); err != nil {
 		return err
 	}
 	fmt.Fprintln(w, "\nwhat was seen:")
-	for _, f := range findings {
+	for _, f := range plan.Findings {
 		fmt.Fprintf(w, "  %s: %s\n", f.ID, f.Evidence)
 	}
+	fmt.Fprintln(w)
+	printPlan(w, plan)
 	return nil
+}
+
+// printPlan prints what is decided, each with its reason.
+func printPlan(w io.Writer, plan blocker.Plan) {
+	fmt.Fprintln(w, "choices:")
+	for _, c := range plan.Choices {
+		fmt.Fprintf(w, "  %s: %s\n    (%s)\n", c.Subject, c.Value, c.Reason)
+	}
+	for _, part := range []struct {
+		title   string
+		passing bool
+	}{{"changes of the machine, until down:", false}, {"mounts in the node's own mount namespace:", true}} {
+		fmt.Fprintln(w, part.title)
+		for _, c := range plan.Changes {
+			if c.Passing == part.passing {
+				fmt.Fprintf(w, "  %s\n    (%s)\n", c.What, c.Reason)
+			}
+		}
+	}
 }
 
 // dry says what up would do.
@@ -82,16 +99,9 @@ func dry(cmd *cobra.Command, o node.Options) error {
 	}
 	w := cmd.OutOrStdout()
 	fmt.Fprintf(w, "up would bring up node %s with %s, and its data in %s\n", plan.Cluster.NodeName, plan.Version, o.DataDir)
-	fmt.Fprintf(w, "pods in %s, Services in %s, the bridge %s with %s\n", plan.Cluster.PodCIDR(), plan.Cluster.ServiceCIDR, node.Bridge, plan.Cluster.Address())
+	fmt.Fprintf(w, "pods in %s, Services in %s\n", plan.Cluster.PodCIDR(), plan.Cluster.ServiceCIDR)
 	fmt.Fprintf(w, "it would run %s\n", plan.Rung)
-	for _, dir := range plan.Directories {
-		fmt.Fprintf(w, "make directory %s\n", dir)
-	}
-	for _, f := range plan.Findings {
-		if f.Answer == blocker.Found {
-			fmt.Fprintf(w, "%s: %s\n", f.Title, f.Action)
-		}
-	}
+	printPlan(w, plan.Plan)
 	fmt.Fprintln(w, "nothing was changed; next: k3s9p up")
 	return nil
 }

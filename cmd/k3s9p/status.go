@@ -56,7 +56,7 @@ func printStatus(w io.Writer, s node.State) error {
 	rows := [][2]string{
 		{"node", s.Cluster.NodeName}, {"Kubernetes", s.Version}, {"apiserver", s.Server},
 		{"pods", s.Cluster.PodCIDR().String()}, {"Services", s.Cluster.ServiceCIDR.String()},
-		{"images", images(s)}, {"privileges", privileges(s)}, {"egress", s.Egress}, {"data", s.DataDir},
+		{"privileges", privileges(s)}, {"data", s.DataDir},
 	}
 	for _, addOn := range s.AddOns {
 		rows = append(rows, [2]string{addOn.Name, addOn.How})
@@ -64,6 +64,14 @@ func printStatus(w io.Writer, s node.State) error {
 	for _, row := range rows {
 		if row[1] != "" {
 			fmt.Fprintf(table, "%s\t%s\n", row[0], row[1])
+		}
+	}
+	if s.Plan != nil {
+		for _, c := range s.Plan.Choices {
+			fmt.Fprintf(table, "%s\t%s\n", c.Subject, c.Value)
+		}
+		for _, c := range s.Plan.Changes {
+			fmt.Fprintf(table, "done\t%s\n", c.What)
 		}
 	}
 	fmt.Fprintln(table)
@@ -95,11 +103,4 @@ func privileges(s node.State) string {
 		return "none: in namespaces of its own"
 	}
 	return ""
-}
-
-func images(s node.State) string {
-	if s.Tmpfs {
-		return s.Snapshotter + ", in memory: they are gone after down"
-	}
-	return s.Snapshotter
 }

@@ -1,8 +1,9 @@
 // Package blocker is the fix sequence: what keeps a node from running on this
 // machine, and what is done about it, in the order in which it bites.
 //
-// Each blocker is a file with its own probe. The same list is behind the command
-// check, behind what brings a node up, and behind the experiment in test/.
+// Each blocker has a probe of its own. Of all findings one [Plan] is made, which
+// check and up --dry-run print, up follows, and status shows; the experiment in
+// test/ has the same list.
 package blocker
 
 import (
@@ -13,11 +14,13 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"k3s9p/internal/config"
 	"k3s9p/internal/journal"
+	"k3s9p/internal/nat"
 	"k3s9p/internal/probe"
 )
 
@@ -30,19 +33,20 @@ type Blocker struct {
 	// Source says where the symptom comes from: a file upstream, or an issue.
 	Source string
 	Remedy Remedy
-	// Action says what the remedy does.
+	// Action says what is different in the programs, or for pods, where nothing is
+	// decided about it.
 	Action string
 	// Check probes the machine. The evidence is what it saw, or why it could not
 	// tell.
 	Check func(ctx context.Context, h *Host) (answer Answer, evidence string)
-	// FixUnclear says that the fix is made as well where the probe could not tell,
-	// because it is right everywhere, if not the best.
-	FixUnclear bool
-	// Fix changes the machine, or the choices for the node (h.Settings). It may be
-	// called again. It is nil where the programs themselves are changed.
-	Fix func(h *Host) error
-	// Undo takes back exactly what Fix recorded that it did to the machine.
-	Undo func(h *Host) error
+	// Default says why the same is decided where the probe could not tell. Where it is
+	// empty nothing is.
+	Default string
+	// Decide puts choices and changes into the plan. It is nil where Action says what
+	// there is to say.
+	Decide func(ctx context.Context, d *decision)
+	// Undo takes back what is recorded of the changes that outlive the node.
+	Undo func(j journal.Journal, id string) error
 }
 
 // Answer is what a check found out.
@@ -51,7 +55,7 @@ type Answer string
 const (
 	Found   Answer = "found"          // the blocker bites here
 	Fine    Answer = "fine"           // it does not
-	Fixed   Answer = "fixed"          // it did, until this node's fix, which can be undone
+	Fixed   Answer = "fixed already"  // it did, until this node's fix, which will be undone
 	Unclear Answer = "could not tell" // the probe could not be made
 )
 
@@ -88,10 +92,11 @@ type Host struct {
 	// Programs and Plugins are the directories of the node's programs and of its
 	// CNI plugins.
 	Programs, Plugins string
-	// OwnMounts says that this process is in a mount namespace of the node's own:
-	// what is mounted there is not recorded, because it ends with the node.
-	OwnMounts bool
-	Settings  *config.Settings
+	// Settings are the choices for a machine without any blocker.
+	Settings config.Settings
+
+	// backend is what takes rules with MASQUERADE, if that was found.
+	backend nat.Backend
 }
 
 func (h *Host) journal() journal.Journal { return journal.Journal{Dir: filepath.Join(h.Data, "fixes")} }
@@ -103,15 +108,17 @@ type Finding struct {
 	Answer   Answer `json:"answer"`
 	Evidence string `json:"evidence"`
 	Remedy   Remedy `json:"remedy"`
-	Action   string `json:"action"`
+	// Action is what the plan does about it.
+	Action string `json:"action,omitempty"`
 }
 
 // All returns the blockers in the order in which they bite.
 func All() []Blocker {
 	return []Blocker{
+		sharedMemory, sockets, podNetwork,
 		cgroupMounts, cgroupV1, kmsg, mountPropagation, diskThresholds, cniPlugins, overlayfs,
 		cgroupFiles, rootFilesystem, tunables,
-		seccomp, tmpfsOptions, oomScore, unprivilegedPorts, linkKind, bridgePort, preferredSource, masquerade, services, vxlan, memoryLimits,
+		seccomp, tmpfsOptions, oomScore, unprivilegedPorts, linkKind, bridgePort, preferredSource, masquerade, services, memoryLimits,
 	}
 }
 
@@ -125,8 +132,8 @@ func Find(id string) (Blocker, error) {
 	return all[i], nil
 }
 
-// Check probes all blockers, several at a time, and changes nothing.
-func Check(ctx context.Context, h *Host) ([]Finding, error) {
+// check probes for all blockers, several at a time.
+func check(ctx context.Context, h *Host) []Finding {
 	all := All()
 	findings := make([]Finding, len(all))
 	var group errgroup.Group
@@ -138,57 +145,44 @@ func Check(ctx context.Context, h *Host) ([]Finding, error) {
 		})
 	}
 	_ = group.Wait()
-	return findings, ctx.Err()
+	return findings
+}
+
+// patience is how long the check of a blocker may take: a filesystem may never answer.
+const patience = 30 * time.Second
+
+// try calls Check, and answers for it if it gives no answer or panics.
+func (b Blocker) try(ctx context.Context, h *Host) (Answer, string) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	type result struct {
+		answer   Answer
+		evidence string
+	}
+	results := make(chan result, 1)
+	go func() {
+		defer func() {
+			if cause := recover(); cause != nil {
+				results <- result{Unclear, fmt.Sprintf("the probe ended with a panic: %v", cause)}
+			}
+		}()
+		answer, evidence := b.Check(ctx, h)
+		results <- result{answer, evidence}
+	}()
+	select {
+	case r := <-results:
+		return r.answer, r.evidence
+	case <-ctx.Done():
+		return Unclear, "the probe gave no answer: " + context.Cause(ctx).Error()
+	}
 }
 
 func (b Blocker) check(ctx context.Context, h *Host) Finding {
-	answer, evidence := b.Check(ctx, h)
-	if answer == Fine && b.Undo != nil {
-		if h.journal().Has(b.ID) {
-			answer = Fixed
-		}
+	answer, evidence := b.try(ctx, h)
+	if answer == Fine && b.Undo != nil && h.journal().Has(b.ID) {
+		answer = Fixed
 	}
-	return Finding{ID: b.ID, Title: b.Title, Answer: answer, Evidence: evidence, Remedy: b.Remedy, Action: b.Action}
-}
-
-// Fix checks all blockers and fixes those that are found, except the named ones.
-// It changes h.Settings.
-func Fix(ctx context.Context, h *Host, except ...string) ([]Finding, error) {
-	for _, id := range except {
-		if _, err := Find(id); err != nil {
-			return nil, err
-		}
-	}
-	findings, err := Check(ctx, h)
-	if err != nil {
-		return findings, err
-	}
-	for i, b := range All() {
-		finding := findings[i]
-		wanted := finding.Answer == Found || finding.Answer == Unclear && b.FixUnclear
-		if !wanted || b.Fix == nil || slices.Contains(except, b.ID) {
-			continue
-		}
-		if err := b.Fix(h); err != nil {
-			return findings, fmt.Errorf("fix %s (%s): %w", b.ID, finding.Evidence, err)
-		}
-	}
-	return findings, nil
-}
-
-// Undo takes back what fixes did to the machine, the last one first, as recorded
-// in the data folder. Where nothing is recorded it does nothing.
-func Undo(h *Host) error {
-	var failures error
-	for _, b := range slices.Backward(All()) {
-		if b.Undo == nil {
-			continue
-		}
-		if err := b.Undo(h); err != nil {
-			failures = errors.Join(failures, fmt.Errorf("undo %s: %w", b.ID, err))
-		}
-	}
-	return failures
+	return Finding{ID: b.ID, Title: b.Title, Answer: answer, Evidence: evidence, Remedy: b.Remedy}
 }
 
 // seen turns the error of a probe into an answer.

@@ -2,7 +2,6 @@ package blocker
 
 import (
 	"context"
-	"strings"
 
 	"k3s9p/internal/probe"
 )
@@ -13,20 +12,30 @@ var cgroupV1 = Blocker{
 	Symptom: "kubelet is configured to not run on a host using cgroup v1",
 	Source:  "k8s.io/kubernetes pkg/kubelet/apis/config/validation/validation_linux.go, since 1.35 (KEP-5573)",
 	Remedy:  Setting,
-	Action:  "the kubelet gets failCgroupV1: false",
-	Check: func(context.Context, *Host) (Answer, string) {
+	Check: func(ctx context.Context, h *Host) (Answer, string) {
+		mounted, err := probe.Cgroups(probe.CgroupRoot)
+		if err != nil {
+			return unclear(err)
+		}
+		if len(mounted) == 0 {
+			path, err := existing(h.Data)
+			if err != nil {
+				return unclear(err)
+			}
+			return seen(probe.OnlyCgroupV1(ctx, path), "cgroup2, which this kernel has, will be mounted")
+		}
 		v1, err := probe.CgroupV1()
 		switch {
 		case err != nil:
 			return unclear(err)
 		case v1:
-			return Found, "/sys/fs/cgroup is not of type cgroup2"
+			return Found, probe.CgroupRoot + " is not of type cgroup2"
 		}
-		return Fine, "/sys/fs/cgroup is of type cgroup2"
+		return Fine, probe.CgroupRoot + " is of type cgroup2"
 	},
-	Fix: func(h *Host) error {
-		h.Settings.Kubelet.AllowCgroupV1 = true
-		return nil
+	Decide: func(_ context.Context, d *decision) {
+		d.settings().Kubelet.AllowCgroupV1 = true
+		d.choose("cgroup v1", "the kubelet gets failCgroupV1: false")
 	},
 }
 
@@ -37,21 +46,12 @@ var cgroupFiles = Blocker{
 	Source:  "opencontainers/cgroups fs/cpuacct.go and fs/memory.go; containerd/cgroups cgroup1/cpuacct.go and cgroup1/memory.go; gVisor pkg/sentry/fsimpl/cgroupfs",
 	Remedy:  Patch,
 	Action:  "the kubelet and the shim here take a sample without them",
-	Check: func(context.Context, *Host) (Answer, string) {
-		switch v1, err := probe.CgroupV1(); {
-		case err != nil:
+	Check: func(ctx context.Context, h *Host) (Answer, string) {
+		path, err := existing(h.Data)
+		if err != nil {
 			return unclear(err)
-		case !v1:
-			return Fine, "cgroup v1 is not used"
 		}
-		var missing []string
-		for _, file := range [][2]string{{"cpuacct", "cpuacct.usage_percpu"}, {"memory", "memory.stat"}} {
-			path := probe.CgroupFile(file[0], file[1])
-			if err := probe.Open(path); err != nil {
-				missing = append(missing, err.Error())
-			}
-		}
-		return missingOr(missing, "the optional files are there")
+		return seen(probe.CgroupFiles(ctx, path), "the optional files of cgroup v1 are there, or cgroup v2 is used")
 	},
 }
 
@@ -65,12 +65,4 @@ var memoryLimits = Blocker{
 	Check: func(ctx context.Context, _ *Host) (Answer, string) {
 		return seen(probe.MemoryLimit(ctx), "a process that used more than its cgroup allows was killed")
 	},
-}
-
-// missingOr is found with what is missing, if anything is.
-func missingOr(missing []string, fine string) (Answer, string) {
-	if len(missing) > 0 {
-		return Found, strings.Join(missing, "; ")
-	}
-	return Fine, fine
 }

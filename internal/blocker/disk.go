@@ -5,24 +5,26 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"k3s9p/internal/probe"
 )
 
-// The kubelet's defaults, in percent: images are deleted above the first one (85 %
-// used), pods are evicted below the second and third.
-const (
-	imagesAvailable = 15
-	inodesAvailable = 5
-)
+// shared are the types of filesystems whose space is somebody else's: the host's of a
+// sandbox or of a virtual machine, of a container, or a server's.
+var shared = []string{"9p", "virtiofs", "overlay", "vboxsf", "prl_fs", "nfs", "nfs4", "cifs", "smb3"}
+
+func isShared(fstype string) bool {
+	return slices.Contains(shared, fstype) || strings.HasPrefix(fstype, "fuse")
+}
 
 var diskThresholds = Blocker{
 	ID:      "disk-thresholds",
-	Title:   "a disk that is nearly full",
+	Title:   "a disk that is shared with others",
 	Symptom: "\"Eviction manager: attempting to reclaim\"…ephemeral-storage",
 	Source:  "k8s.io/kubernetes pkg/kubelet/eviction and pkg/kubelet/images/image_gc_manager.go; in a sandbox the disk is the host's",
 	Remedy:  Setting,
-	Action:  "the kubelet evicts below 500 MiB instead of 10 and 15 %, and deletes no images for others' use of the disk",
 	Check: func(_ context.Context, h *Host) (Answer, string) {
 		path, err := existing(h.Data)
 		if err != nil {
@@ -35,22 +37,22 @@ var diskThresholds = Blocker{
 		if disk.Bytes == 0 {
 			return Unclear, fmt.Sprintf("statfs: the filesystem of %s states no size", path)
 		}
-		available := percent(disk.BytesAvailable, disk.Bytes)
-		evidence := fmt.Sprintf("statfs: %d %% of the filesystem of %s are available", available, path)
-		found := available < imagesAvailable
-		if disk.Inodes > 0 {
-			inodes := percent(disk.InodesFree, disk.Inodes)
-			evidence += fmt.Sprintf(", %d %% of its inodes", inodes)
-			found = found || inodes < inodesAvailable
+		mount, err := probe.MountOf(path)
+		if err != nil {
+			return unclear(err)
 		}
-		if found {
+		evidence := fmt.Sprintf("%s is on %s; %d %% of it are available", path, mount.FSType, percent(disk.BytesAvailable, disk.Bytes))
+		if disk.Inodes > 0 {
+			evidence += fmt.Sprintf(", %d %% of its inodes", percent(disk.InodesFree, disk.Inodes))
+		}
+		if isShared(mount.FSType) {
 			return Found, evidence
 		}
 		return Fine, evidence
 	},
-	Fix: func(h *Host) error {
-		h.Settings.Kubelet.ForeignDisk = true
-		return nil
+	Decide: func(_ context.Context, d *decision) {
+		d.settings().Kubelet.ForeignDisk = true
+		d.choose(Eviction, "at less than 500 MiB of the disk or 100 MiB of memory; no images are deleted for others' use of the disk")
 	},
 }
 

@@ -3,23 +3,16 @@ package blocker
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
+	"k3s9p/internal/journal"
 	"k3s9p/internal/probe"
 )
 
 // kernelLog is a variable for the tests.
 var kernelLog = "/dev/kmsg"
-
-// kmsgChange is what was done: one of the two.
-type kmsgChange struct {
-	Linked bool `json:"linked,omitempty"` // it was missing: a link to /dev/null
-	Bound  bool `json:"bound,omitempty"`  // it could not be opened: /dev/null mounted over it
-}
 
 var kmsg = Blocker{
 	ID:      "kmsg",
@@ -27,51 +20,56 @@ var kmsg = Blocker{
 	Symptom: "failed to create kubelet: open /dev/kmsg:",
 	Source:  "k8s.io/kubernetes pkg/kubelet/oom/oom_watcher_linux.go",
 	Remedy:  Machine,
-	Action:  "/dev/kmsg becomes a link to /dev/null: kernel messages about killed processes are not reported",
 	Check: func(context.Context, *Host) (Answer, string) {
 		return seen(probe.Open(kernelLog), kernelLog+" can be read")
 	},
-	Fix: func(h *Host) error {
-		if probe.Open(kernelLog) == nil {
-			return nil
+	Decide: func(_ context.Context, d *decision) {
+		if _, err := os.Lstat(kernelLog); errors.Is(err, os.ErrNotExist) || d.h.journal().Has("kmsg") {
+			change(d, kmsgLink{Linked: true})
+			return
 		}
-		if _, err := os.Lstat(kernelLog); errors.Is(err, os.ErrNotExist) {
-			if err := h.journal().Record("kmsg", kmsgChange{Linked: true}); err != nil {
-				return err
-			}
-			return os.Symlink(os.DevNull, kernelLog)
-		}
-		if !h.OwnMounts {
-			if err := h.journal().Record("kmsg", kmsgChange{Bound: true}); err != nil {
-				return err
-			}
-		}
-		if err := unix.Mount(os.DevNull, kernelLog, "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("mount %s over %s: %w", os.DevNull, kernelLog, err)
-		}
+		d.mount(kmsgMounting{})
+	},
+	Undo: journal.Undo[kmsgLink],
+}
+
+// kmsgLink makes the missing file a link to /dev/null: kernel messages about killed
+// processes are not reported then.
+type kmsgLink struct {
+	Linked bool `json:"linked"`
+}
+
+func (kmsgLink) String() string { return "make " + kernelLog + " a link to " + os.DevNull }
+
+func (kmsgLink) Make() error {
+	err := os.Symlink(os.DevNull, kernelLog)
+	if errors.Is(err, os.ErrExist) && linked() {
 		return nil
-	},
-	Undo: func(h *Host) error {
-		var change kmsgChange
-		if ok, _, err := h.journal().Read("kmsg", &change); err != nil || !ok {
-			return err
-		}
-		if change.Linked {
-			if target, err := os.Readlink(kernelLog); err == nil && target == os.DevNull {
-				if err := os.Remove(kernelLog); err != nil {
-					return err
-				}
-			}
-		}
-		if change.Bound {
-			mounted, err := mountinfo.Mounted(kernelLog)
-			if err == nil && mounted {
-				err = unix.Unmount(kernelLog, unix.MNT_DETACH)
-			}
-			if err != nil && !errors.Is(err, os.ErrNotExist) {
-				return fmt.Errorf("unmount %s: %w", kernelLog, err)
-			}
-		}
-		return h.journal().Forget("kmsg")
-	},
+	}
+	return err
+}
+
+// Undo leaves what somebody else has put there meanwhile.
+func (c kmsgLink) Undo(bool) error {
+	if c.Linked && linked() {
+		return os.Remove(kernelLog)
+	}
+	return nil
+}
+
+func linked() bool {
+	target, err := os.Readlink(kernelLog)
+	return err == nil && target == os.DevNull
+}
+
+// kmsgMounting hides a file that cannot be opened.
+type kmsgMounting struct{}
+
+func (kmsgMounting) String() string { return "mount " + os.DevNull + " over " + kernelLog }
+
+func (kmsgMounting) Make() error {
+	if probe.Open(kernelLog) == nil {
+		return nil
+	}
+	return unix.Mount(os.DevNull, kernelLog, "", unix.MS_BIND, "")
 }

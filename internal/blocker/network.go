@@ -3,11 +3,22 @@ package blocker
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 
 	"k3s9p/internal/probe"
 )
+
+var podNetwork = Blocker{
+	ID:      "pod-network",
+	Title:   "no bridge with veth devices",
+	Symptom: "failed to create bridge",
+	Source:  "containernetworking/plugins plugins/main/bridge; a gVisor of 2022 makes no devices, and root without CAP_NET_ADMIN may not",
+	Remedy:  None,
+	Action:  "give the container CAP_NET_ADMIN, or use a newer gVisor",
+	Check: func(ctx context.Context, _ *Host) (Answer, string) {
+		return seen(probe.Bridge(ctx), "a bridge and a port were made")
+	},
+}
 
 var bridgePort = Blocker{
 	ID:      "bridge-port",
@@ -45,22 +56,6 @@ var preferredSource = Blocker{
 	Action:  "the ptp plugin here does without it",
 	Check: func(ctx context.Context, _ *Host) (Answer, string) {
 		return seen(probe.PreferredSource(ctx), "a route took a source address")
-	},
-}
-
-var masquerade = Blocker{
-	ID:      "masquerade",
-	Title:   "no MASQUERADE",
-	Symptom: "failed to set up masquerade",
-	Source:  "containernetworking/plugins pkg/ip/ipmasq_linux.go; gVisor pkg/sentry/socket/netfilter has neither the target MASQUERADE nor the match comment",
-	Remedy:  Setting,
-	Action:  "the pod network gets ipMasq: false; TCP leaves the node by a proxy in userspace, UDP with the address of the uplink",
-	Check: func(ctx context.Context, _ *Host) (Answer, string) {
-		return seen(probe.Masquerade(ctx), "the kernel took a rule with MASQUERADE")
-	},
-	Fix: func(h *Host) error {
-		h.Settings.Network.Masquerade = false
-		return nil
 	},
 }
 
@@ -102,23 +97,5 @@ var services = Blocker{
 			return Fine, "iptables took the extensions that kube-proxy uses"
 		}
 		return Found, strings.Join(strings.Fields(strings.Join(refused, "; ")), " ")
-	},
-}
-
-var vxlan = Blocker{
-	ID:      "vxlan",
-	Title:   "no VXLAN devices",
-	Symptom: "failed to create vxlan device",
-	Source:  "flannel pkg/backend/vxlan; gVisor pkg/sentry/socket/netlink/route",
-	Remedy:  Setting,
-	Action:  "the pod network is a bridge on this node",
-	Check: func(ctx context.Context, _ *Host) (Answer, string) {
-		return seen(probe.VXLAN(ctx), "a VXLAN device was made")
-	},
-	Fix: func(h *Host) error {
-		if h.Settings.Network.Plugin == "" {
-			return fmt.Errorf("the settings name no pod network")
-		}
-		return nil
 	},
 }

@@ -2,6 +2,7 @@ package blocker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -15,9 +16,11 @@ var cniPlugins = Blocker{
 	Symptom: "failed to find plugin…in path",
 	Source:  "containernetworking/cni pkg/invoke/find.go",
 	Remedy:  Setting,
-	Action:  "containerd looks for the plugins in the directory that they were unpacked to",
 	Check: func(_ context.Context, h *Host) (Answer, string) {
 		dir := h.Settings.Containerd.Plugins
+		if _, err := os.Stat(dir); dir == h.Plugins && errors.Is(err, os.ErrNotExist) {
+			return Unclear, dir + " is not unpacked yet"
+		}
 		for _, name := range []string{h.Settings.Network.Plugin, "host-local", "loopback"} {
 			if err := askPlugin(filepath.Join(dir, name)); err != nil {
 				return seen(err, "")
@@ -25,14 +28,9 @@ var cniPlugins = Blocker{
 		}
 		return Fine, "the plugins in " + dir + " answer"
 	},
-	Fix: func(h *Host) error {
-		for _, name := range []string{h.Settings.Network.Plugin, "host-local", "loopback"} {
-			if err := askPlugin(filepath.Join(h.Plugins, name)); err != nil {
-				return err
-			}
-		}
-		h.Settings.Containerd.Plugins = h.Plugins
-		return nil
+	Decide: func(_ context.Context, d *decision) {
+		d.settings().Containerd.Plugins = d.h.Plugins
+		d.choose("CNI plugins", "those in "+d.h.Plugins)
 	},
 }
 

@@ -24,7 +24,7 @@ var rootFilesystem = Blocker{
 	Remedy:  Patch,
 	Action:  "cAdvisor in the kubelet here reports 9p, and any other filesystem by statfs",
 	Check: func(_ context.Context, h *Host) (Answer, string) {
-		path, err := existing(h.Settings.Kubelet.RootDir)
+		path, err := existing(h.Data)
 		if err != nil {
 			return unclear(err)
 		}

@@ -62,15 +62,14 @@ var unprivilegedPorts = Blocker{
 	Symptom: "open sysctl net.ipv4.ip_unprivileged_port_start",
 	Source:  "containerd internal/cri/server/podsandbox; gVisor states Linux 4.19 and has no such sysctl",
 	Remedy:  Setting,
-	Action:  "containerd gets enable_unprivileged_ports and enable_unprivileged_icmp: false",
 	Check: func(context.Context, *Host) (Answer, string) {
 		return seen(errors.Join(
 			probe.Open("/proc/sys/net/ipv4/ip_unprivileged_port_start"),
 			probe.Open("/proc/sys/net/ipv4/ping_group_range")), "both sysctls are there")
 	},
-	Fix: func(h *Host) error {
-		h.Settings.Containerd.UnprivilegedPorts = false
-		return nil
+	Decide: func(_ context.Context, d *decision) {
+		d.settings().Containerd.UnprivilegedPorts = false
+		d.choose("unprivileged ports and pings", "containerd gets enable_unprivileged_ports and enable_unprivileged_icmp: false")
 	},
 }
 
@@ -80,12 +79,11 @@ var oomScore = Blocker{
 	Symptom: "failed to update /proc/self/oom_score_adj: Permission denied",
 	Source:  "opencontainers/runc libcontainer/nsenter/nsexec.c; a machine whose root lacks CAP_SYS_RESOURCE, such as an agent's sandbox or a container",
 	Remedy:  Setting,
-	Action:  "containerd gets restrict_oom_score_adj: true, and gives pods at least its own score",
 	Check: func(ctx context.Context, _ *Host) (Answer, string) {
 		return seen(probe.OOMScore(ctx), "a process could lower its score")
 	},
-	Fix: func(h *Host) error {
-		h.Settings.Containerd.RestrictOOMScore = true
-		return nil
+	Decide: func(_ context.Context, d *decision) {
+		d.settings().Containerd.RestrictOOMScore = true
+		d.choose("OOM scores", "containerd gets restrict_oom_score_adj: true, and gives pods at least its own score")
 	},
 }

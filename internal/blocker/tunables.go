@@ -2,6 +2,7 @@ package blocker
 
 import (
 	"context"
+	"errors"
 
 	"k3s9p/internal/probe"
 )
@@ -14,15 +15,13 @@ var tunables = Blocker{
 	Remedy:  Patch,
 	Action:  "the kubelet here skips them, with a line each",
 	Check: func(context.Context, *Host) (Answer, string) {
-		var refused []string
+		var refused error
 		for _, parameter := range [][2]string{ // k8s.io/component-helpers/node/util/sysctl
 			{"vm.overcommit_memory", "1"}, {"vm.panic_on_oom", "0"}, {"kernel.panic", "10"}, {"kernel.panic_on_oops", "1"},
 			{"kernel.keys.root_maxkeys", "1000000"}, {"kernel.keys.root_maxbytes", "25000000"},
 		} {
-			if err := probe.Sysctl(parameter[0], parameter[1]); err != nil {
-				refused = append(refused, err.Error())
-			}
+			refused = errors.Join(refused, probe.Sysctl(parameter[0], parameter[1]))
 		}
-		return missingOr(refused, "all six can be read and written")
+		return seen(refused, "all six can be read, and opened for writing")
 	},
 }

@@ -1,8 +1,8 @@
 // Package config makes the configuration files of a node's programs from a few
 // choices: what the kubelet, containerd and the CNI plugins are told.
 //
-// It decides nothing: package blocker changes the choices where this machine needs
-// it, and what stays is upstream's default.
+// It decides nothing: package blocker plans which choices this machine needs, and
+// what stays is upstream's default.
 package config
 
 import (
@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 
 	"github.com/moby/sys/atomicwriter"
 	"github.com/pelletier/go-toml/v2"
@@ -44,20 +45,15 @@ type Kubelet struct {
 	// that pods with dnsPolicy Default get; empty for none.
 	DNS      string `json:"dns,omitempty"`
 	Resolver string `json:"resolver,omitempty"`
-	// StaticPods is a directory of manifests that run without an apiserver.
-	StaticPods string `json:"staticPods,omitempty"`
-	// Standalone opens the kubelet's read-only port, and its API to anybody: for a
-	// node without an apiserver to ask who somebody is.
-	Standalone bool `json:"standalone,omitempty"`
 }
 
 // Containerd are the choices for containerd.
 type Containerd struct {
 	Root  string `json:"root"`
 	State string `json:"state"`
-	// RootOnTmpfs puts images and containers into memory, where overlayfs works on
-	// a tmpfs and not on the root filesystem.
-	RootOnTmpfs bool `json:"rootOnTmpfs,omitempty"`
+	// Tmpfs is the size, in bytes, of the tmpfs that images and containers are kept
+	// in, where overlayfs works on one and not on the filesystem of Root; 0 is none.
+	Tmpfs int64 `json:"tmpfs,omitempty"`
 	// Snapshotter is overlayfs or native.
 	Snapshotter string `json:"snapshotter"`
 	// UnprivilegedPorts lets pods bind ports below 1024 and send pings without a
@@ -82,10 +78,26 @@ type Network struct {
 	MTU int `json:"mtu,omitempty"`
 	// State is the directory that addresses in use are recorded in; empty is the
 	// plugin's default.
-	State string `json:"state,omitempty"`
-	// Masquerade lets the plugin rewrite the source of what leaves the node.
-	Masquerade bool `json:"masquerade"`
+	State  string `json:"state,omitempty"`
+	Egress Egress `json:"egress"`
 }
+
+// Egress is how pods reach what is outside of the cluster. The node sees to it, and
+// the CNI plugin does not (ipMasq).
+type Egress struct {
+	Way Way `json:"way"`
+	// Backend names what takes the rules (nat.Backend); empty for NoEgress.
+	Backend string `json:"backend,omitempty"`
+}
+
+// Way is a way out for pods.
+type Way string
+
+const (
+	Masquerade Way = "masquerade" // the kernel gives what leaves the address of the node
+	Proxy      Way = "proxy"      // TCP by a proxy in userspace, UDP by SNAT
+	NoEgress   Way = "none"
+)
 
 // Default is what a node on a machine without any blocker gets.
 func Default() Settings {
@@ -97,7 +109,7 @@ func Default() Settings {
 			PauseImage: "k3s9p.local/pause:1",
 			Plugins:    "/opt/cni/bin", Networks: "/etc/cni/net.d",
 		},
-		Network: Network{Plugin: "bridge", PodCIDR: "10.42.0.0/24", Masquerade: true},
+		Network: Network{Plugin: "bridge", PodCIDR: "10.42.0.0/24", Egress: Egress{Way: Masquerade, Backend: "nftables"}},
 	}
 }
 
@@ -116,7 +128,9 @@ var foreignDiskEviction = map[string]string{
 	"imagefs.inodesFree": "1%",
 }
 
-// KubeletConfig is the kubelet's configuration (kubelet.config.k8s.io/v1beta1).
+// KubeletConfig is the kubelet's configuration (kubelet.config.k8s.io/v1beta1). Its
+// Go types would bring Prometheus and OpenTelemetry into this program; the kubelet
+// refuses a field that it does not know.
 func (s Settings) KubeletConfig() ([]byte, error) {
 	type object = map[string]any
 	c := object{
@@ -141,9 +155,6 @@ func (s Settings) KubeletConfig() ([]byte, error) {
 	if s.Kubelet.DNS != "" {
 		c["clusterDNS"], c["clusterDomain"] = []string{s.Kubelet.DNS}, "cluster.local"
 	}
-	if s.Kubelet.StaticPods != "" {
-		c["staticPodPath"] = s.Kubelet.StaticPods
-	}
 	if s.Kubelet.AllowCgroupV1 {
 		c["failCgroupV1"] = false
 	}
@@ -151,51 +162,54 @@ func (s Settings) KubeletConfig() ([]byte, error) {
 		c["evictionHard"] = foreignDiskEviction
 		c["imageGCHighThresholdPercent"], c["imageGCLowThresholdPercent"] = 100, 99
 	}
-	if s.Kubelet.Standalone {
-		c["readOnlyPort"] = 10255
-		c["authentication"] = object{"anonymous": object{"enabled": true}, "webhook": object{"enabled": false}}
-		c["authorization"] = object{"mode": "AlwaysAllow"}
-		c["fileCheckFrequency"] = "1s"
-	}
 	return yaml.Marshal(c)
 }
+
+// otherSnapshotters cannot start where native is needed, and the metadata plugin, and
+// so everything, waits for them: without d_type they end with an error.
+var otherSnapshotters = []string{"io.containerd.snapshotter.v1.overlayfs", "io.containerd.snapshotter.v1.erofs"}
 
 // ContainerdConfig is containerd's configuration (version 4).
 func (s Settings) ContainerdConfig() ([]byte, error) {
 	type table = map[string]any
 	c := s.Containerd
-	return toml.Marshal(table{
+	content := table{
 		"version": 4,
 		"root":    c.Root,
 		"state":   c.State,
-		"plugins": table{
-			"io.containerd.server.v1.grpc":  table{"address": c.Socket()},
-			"io.containerd.server.v1.ttrpc": table{"address": c.Socket() + ".ttrpc"},
-			"io.containerd.internal.v1.opt": table{"path": filepath.Join(c.Root, "opt")},
-			"io.containerd.cri.v1.images": table{
-				"snapshotter":   c.Snapshotter,
-				"pinned_images": table{"sandbox": c.PauseImage},
-			},
-			"io.containerd.nri.v1.nri": table{"disable": true}, // its socket would be outside of the node's directories
-			"io.containerd.cri.v1.runtime": table{
-				"netns_mounts_under_state_dir": true,
-				"restrict_oom_score_adj":       c.RestrictOOMScore || s.UserNamespace,
-				"disable_apparmor":             s.UserNamespace,
-				"enable_unprivileged_ports":    c.UnprivilegedPorts,
-				"enable_unprivileged_icmp":     c.UnprivilegedPorts,
-				"cni":                          table{"bin_dirs": []string{c.Plugins}, "conf_dir": c.Networks},
-			},
+	}
+	plugins := table{
+		"io.containerd.server.v1.grpc":  table{"address": c.Socket()},
+		"io.containerd.server.v1.ttrpc": table{"address": c.Socket() + ".ttrpc"},
+		"io.containerd.internal.v1.opt": table{"path": filepath.Join(c.Root, "opt")},
+		"io.containerd.cri.v1.images": table{
+			"snapshotter":   c.Snapshotter,
+			"pinned_images": table{"sandbox": c.PauseImage},
 		},
-	})
+		"io.containerd.nri.v1.nri": table{"disable": true}, // its socket would be outside of the node's directories
+		"io.containerd.cri.v1.runtime": table{
+			"netns_mounts_under_state_dir": true,
+			"restrict_oom_score_adj":       c.RestrictOOMScore || s.UserNamespace,
+			"disable_apparmor":             s.UserNamespace,
+			"enable_unprivileged_ports":    c.UnprivilegedPorts,
+			"enable_unprivileged_icmp":     c.UnprivilegedPorts,
+			"cni":                          table{"bin_dirs": []string{c.Plugins}, "conf_dir": c.Networks},
+		},
+	}
+	if c.Snapshotter == "native" {
+		content["disabled_plugins"] = otherSnapshotters
+		// Who pulls an image unpacks it for overlayfs, unless told otherwise
+		// (containerd plugins/transfer).
+		plugins["io.containerd.transfer.v1.local"] = table{"unpack_config": []table{{"platform": "linux/" + runtime.GOARCH, "snapshotter": "native", "differ": "walking"}}}
+	}
+	content["plugins"] = plugins
+	return toml.Marshal(content)
 }
 
 // Conflist is the configuration of the pod network (CNI specification 1.0.0).
 func (s Settings) Conflist() ([]byte, error) {
 	type object = map[string]any
-	plugin := object{
-		"type":   s.Network.Plugin,
-		"ipMasq": s.Network.Masquerade,
-	}
+	plugin := object{"type": s.Network.Plugin, "ipMasq": false}
 	ipam := object{
 		"type":   "host-local",
 		"ranges": [][]object{{{"subnet": s.Network.PodCIDR}}},

@@ -17,8 +17,50 @@ import (
 	"k3s9p/internal/hint"
 )
 
+// Change is a change of the machine. As JSON it is its own record: what Undo gets to
+// know of the machine before.
+type Change interface {
+	// String says what is done, in the imperative.
+	String() string
+	Make() error
+	// Undo takes back what is still there of the change, and nothing else. SameBoot
+	// is false if the machine was started anew since: what a kernel forgets is gone.
+	Undo(sameBoot bool) error
+}
+
 // Journal is a directory with a file per change.
 type Journal struct{ Dir string }
+
+// Make records a change, and makes it.
+func (j Journal) Make(id string, c Change) error {
+	if err := j.Record(id, c); err != nil {
+		return err
+	}
+	return c.Make()
+}
+
+// Undo takes a change back, if it is recorded, and forgets it.
+func Undo[C Change](j Journal, id string) error {
+	var c C
+	recorded, sameBoot, err := j.Read(id, &c)
+	if err != nil || !recorded {
+		return err
+	}
+	if err := c.Undo(sameBoot); err != nil {
+		return err
+	}
+	return j.Forget(id)
+}
+
+// Again returns the change that is recorded, of this boot, or the given one. What is
+// recorded will have been taken back when the change is made the next time.
+func Again[C Change](j Journal, id string, otherwise C) C {
+	var c C
+	if recorded, sameBoot, err := j.Read(id, &c); err == nil && recorded && sameBoot {
+		return c
+	}
+	return otherwise
+}
 
 // entry is what a file holds.
 type entry struct {

@@ -30,37 +30,6 @@ type Backend interface {
 // the rules of ip_tables only to programs that ask for them by the name legacy.
 func Backends() []Backend { return []Backend{Nftables{}, Legacy{}} }
 
-// Detection is what Detect has found.
-type Detection struct {
-	Backend Backend // takes the rules
-	Refused []error // of the back ends that were tried before it
-	Rules   int     // how many were given
-}
-
-// String says which back end it is and why.
-func (d Detection) String() string {
-	why := fmt.Sprintf("%s: took %d rules and showed them again", d.Backend, d.Rules)
-	for _, err := range d.Refused {
-		why += "; " + err.Error()
-	}
-	return why
-}
-
-// Detect returns the first back end that takes the rules, in a network namespace
-// that nobody else sees.
-func Detect(rules []Rule) (Detection, error) {
-	detection := Detection{Rules: len(rules)}
-	for _, backend := range Backends() {
-		err := Supports(backend, rules)
-		if err == nil {
-			detection.Backend = backend
-			return detection, nil
-		}
-		detection.Refused = append(detection.Refused, err)
-	}
-	return detection, fmt.Errorf("no way to give %d nat rules to this kernel: %w", len(rules), errors.Join(detection.Refused...))
-}
-
 // Supports returns nil if the back end takes the rules and shows them again. It
 // tries in a network namespace of its own and, because a kernel says no more than
 // "invalid argument" to a whole table, names the rules that are refused alone.

@@ -5,7 +5,7 @@
 //
 // There are two back ends, because a gVisor sandbox has no nf_tables and many Linux
 // kernels have nothing else: [Legacy] talks to ip_tables, [Nftables] to nf_tables.
-// Detect finds the one that takes the given rules, by giving them to it.
+// Supports finds out whether one takes the given rules, by giving them to it.
 //
 // All that is written is in chains of our own: K3S9P-PREROUTING and so on, with one
 // jump at the head of the built-in chain, or the table "ip k3s9p" of nf_tables. So

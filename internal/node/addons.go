@@ -94,7 +94,7 @@ type AddOn struct {
 func (n *Node) describeAddOns() []AddOn {
 	how := map[string]string{
 		dnsAddOn:      "CoreDNS at " + n.cluster.DNS().String(),
-		servicesAddOn: "by a proxy in userspace" + whyProxy(n.findings),
+		servicesAddOn: "by a proxy in userspace" + whyProxy(n.plan.Findings),
 		storageAddOn:  "StorageClass local-path, directories in " + n.paths.storage(),
 	}
 	var all []AddOn

@@ -10,29 +10,23 @@ import (
 	"strings"
 	"time"
 
-	"k3s9p/internal/hint"
 	"k3s9p/internal/probe"
 )
 
 // cgroup is the parent of the cgroups of all pods, in each hierarchy.
 const cgroup = "/k3s9p"
 
-// cgroupsChange is the record of cgroups that were made: one of this name, in each
-// hierarchy.
+// cgroupsChange makes one of this name in each hierarchy; the kubelet demands that it
+// exists.
 type cgroupsChange struct {
 	Name string `json:"name"`
 }
 
-// makeCgroup makes it; the kubelet demands that it exists. One that exists has been
-// left by a killed node whose mount namespace alone showed it, or is somebody else's: a
-// node of another data directory. That has processes in it, so that it cannot be
-// removed.
-func makeCgroup(p Paths) error {
-	there := cgroupsBelow(cgroupDirectories(cgroup))
-	if removeDirectories(there) != nil {
-		return hint.Add(fmt.Errorf("there is a cgroup %s already, and it is not this node's", there[0]), "another cluster on this machine has made it: stop that")
-	}
-	if err := p.journal().Record("cgroups", cgroupsChange{cgroup}); err != nil {
+func (c cgroupsChange) String() string { return "make the cgroup " + c.Name + " in each hierarchy" }
+
+func (c cgroupsChange) Make() error {
+	// What a killed node has left whose mount namespace alone showed it has no processes.
+	if err := removeDirectories(cgroupsBelow(cgroupDirectories(c.Name))); err != nil {
 		return err
 	}
 	if v2, err := unified(); err != nil {
@@ -118,7 +112,7 @@ func cgroupDirectories(name string) []string {
 // and those in them, outer ones first.
 func nodeCgroups(p Paths) []string {
 	var change cgroupsChange
-	recorded, sameBoot, err := p.journal().Read("cgroups", &change)
+	recorded, sameBoot, err := p.journal().Read(cgroupsRecord, &change)
 	if err != nil || !recorded || !sameBoot {
 		return nil
 	}
@@ -139,15 +133,15 @@ func cgroupsBelow(roots []string) []string {
 	return dirs
 }
 
-// removeCgroups removes the node's cgroups, innermost first. Their processes have
-// to have ended; the kernel may need a moment to see that.
-func removeCgroups(p Paths) error {
+// Undo removes them, innermost first. Their processes have to have ended; the kernel
+// may need a moment to see that.
+func (c cgroupsChange) Undo(sameBoot bool) error {
+	if !sameBoot {
+		return nil
+	}
 	for deadline := time.Now().Add(3 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		failures := removeDirectories(nodeCgroups(p))
-		if failures == nil {
-			return p.journal().Forget("cgroups")
-		}
-		if time.Now().After(deadline) {
+		failures := removeDirectories(cgroupsBelow(cgroupDirectories(c.Name)))
+		if failures == nil || time.Now().After(deadline) {
 			return failures
 		}
 	}

@@ -6,10 +6,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"k3s9p/internal/blocker"
-	"k3s9p/internal/config"
+	"k3s9p/internal/bundle"
 	"k3s9p/internal/hint"
 )
 
@@ -27,49 +28,91 @@ func (p Paths) Program(name string) (string, error) {
 	return "", hint.Add(fmt.Errorf("there is no cluster in %s", p.Data), "k3s9p up makes one")
 }
 
-// unpacked is the directory of the programs, or where it will be.
-func (p Paths) unpacked() string {
-	if program, err := p.Program("runc"); err == nil {
-		return filepath.Dir(filepath.Dir(program))
+// bundle is the directory that the programs are unpacked to: another one for each
+// content.
+func (p Paths) bundle(b *bundle.Bundle) string {
+	digest := b.Digest()
+	return filepath.Join(p.bundles(), fmt.Sprintf("%x", digest[:8]))
+}
+
+// programs is where up will unpack them.
+func (p Paths) programs() string {
+	self, err := os.Executable()
+	if err == nil {
+		var b *bundle.Bundle
+		if b, err = bundle.Open(self); err == nil {
+			defer b.Close()
+			return p.bundle(b)
+		}
 	}
 	return filepath.Join(p.bundles(), "none")
 }
 
-// Check probes for all blockers, as up does before it fixes them: where a node would
-// run in namespaces of its own, in such ones. It also says where that is, or why it is
-// nowhere.
-func Check(ctx context.Context, dataDir string) (Rung, []blocker.Finding, error) {
+// Check is the plan that up would follow, made where it would run the node. It also says
+// where that is, or why it is nowhere.
+func Check(ctx context.Context, dataDir string) (Rung, blocker.Plan, error) {
 	rung, err := FindRung(ctx, RootlessAuto)
 	if err != nil {
 		rung.Why = err.Error()
 	}
-	findings, err := rung.check(ctx, dataDir)
-	return rung, findings, err
+	plan, err := rung.plan(ctx, Options{DataDir: dataDir})
+	return rung, plan, err
 }
 
-func (r Rung) check(ctx context.Context, dataDir string) ([]blocker.Finding, error) {
-	p := Paths{dataDir}
+// plan is made inside of namespaces of its own, if the node would be.
+func (r Rung) plan(ctx context.Context, o Options) (blocker.Plan, error) {
+	p := Paths{o.DataDir}
 	if err := p.check(); err != nil {
-		return nil, err
+		return blocker.Plan{}, err
 	}
+	planner := r.planHere
 	if r.Rootless {
-		return checkInside(p)
+		planner = planInside
 	}
-	return check(ctx, p)
+	plan, err := planner(ctx, o)
+	if running, _ := p.running(); err == nil && running {
+		markFixed(&plan, p)
+	}
+	return plan, err
 }
 
-func check(ctx context.Context, p Paths) ([]blocker.Finding, error) {
-	s := config.Default()
-	return blocker.Check(ctx, hostOf(p, p.unpacked(), &s))
+func (r Rung) planHere(ctx context.Context, o Options) (blocker.Plan, error) {
+	p := Paths{o.DataDir}
+	routes, err := routesOf()
+	if err != nil {
+		return blocker.Plan{}, err
+	}
+	c, err := settle(p, o, "", routes)
+	if err != nil {
+		return blocker.Plan{}, err
+	}
+	host := hostOf(p, c, p.programs())
+	host.Settings.UserNamespace = r.Rootless
+	return makePlan(ctx, p, c, host)
+}
+
+// markFixed notes what the node that runs has fixed in its mount namespace, which
+// nobody else sees.
+func markFixed(plan *blocker.Plan, p Paths) {
+	state, err := Status(p.Data)
+	if err != nil || state.Plan == nil {
+		return
+	}
+	for i := range plan.Findings {
+		f := &plan.Findings[i]
+		fixed := slices.ContainsFunc(state.Plan.Changes, func(c blocker.Change) bool { return c.ID == f.ID && c.Passing })
+		if f.Answer == blocker.Found && fixed {
+			f.Answer = blocker.Fixed
+		}
+	}
 }
 
 // Plan is what up would do.
 type Plan struct {
-	Version     string            `json:"version"`
-	Rung        Rung              `json:"rung"`
-	Cluster     Cluster           `json:"cluster"`
-	Directories []string          `json:"directories,omitempty"` // to be made, until down
-	Findings    []blocker.Finding `json:"findings"`
+	Version string  `json:"version"`
+	Rung    Rung    `json:"rung"`
+	Cluster Cluster `json:"cluster"`
+	blocker.Plan
 }
 
 // DryRun says what up would do, or returns the error that it would end with.
@@ -91,6 +134,21 @@ func DryRun(ctx context.Context, o Options) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	findings, err := rung.check(ctx, o.DataDir)
-	return Plan{Version: kubernetesVersion(build), Rung: rung, Cluster: cluster, Directories: p.missing(), Findings: findings}, err
+	plan, err := rung.plan(ctx, o)
+	if err == nil {
+		err = stuck(plan)
+	}
+	if err == nil && !rung.Rootless {
+		err = taken(p)
+	}
+	return Plan{kubernetesVersion(build), rung, cluster, plan}, err
+}
+
+// stuck is the error about what no node runs with.
+func stuck(plan blocker.Plan) error {
+	var failures error
+	for _, f := range plan.Stuck() {
+		failures = errors.Join(failures, hint.Add(fmt.Errorf("%s: %s", f.Title, f.Evidence), "%s", f.Action))
+	}
+	return failures
 }

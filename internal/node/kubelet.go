@@ -12,7 +12,7 @@ import (
 )
 
 func (n *Node) kubelet(context.Context) error {
-	args := append(KubeletArgs(n.settings, n.files, n.cluster.NodeName),
+	args := append(KubeletArgs(n.plan.Settings, n.files, n.cluster.NodeName),
 		"--kubeconfig="+n.paths.conf("kubelet"),
 		"--cert-dir="+n.paths.pkiFile("kubelet"),
 		"--tls-cert-file="+n.paths.etc(kubeletServing+".crt"),

@@ -3,6 +3,7 @@ package node
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"k3s9p/internal/blocker"
+	"k3s9p/internal/journal"
 	"k3s9p/internal/rmtree"
 )
 
@@ -26,10 +28,11 @@ func clean(p Paths) error {
 	}
 	return errors.Join(
 		forgetNamespaces(p),
-		removeCgroups(p),
-		removeRules(p),
-		removeNetwork(p),
-		blocker.Undo(&blocker.Host{Data: p.Data}),
+		journal.Undo[cgroupsChange](p.journal(), cgroupsRecord),
+		journal.Undo[natChange](p.journal(), rulesRecord),
+		journal.Undo[bridgeChange](p.journal(), bridgeRecord),
+		journal.Undo[forwardChange](p.journal(), forwardRecord),
+		blocker.Undo(p.journal()),
 		unbind(p),
 		rmtree.Tree(p.run()),
 	)
@@ -104,9 +107,31 @@ func processes(p Paths) (map[int]string, error) {
 	return found, nil
 }
 
-// directoriesChange is the record of directories that were made.
+// directoriesChange makes directories as places for mounts.
 type directoriesChange struct {
 	Made []string `json:"made"` // outer ones first
+}
+
+func (c directoriesChange) String() string { return "make " + strings.Join(c.Made, ", ") }
+
+func (c directoriesChange) Make() error {
+	for _, dir := range c.Made {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Undo removes those that are empty.
+func (c directoriesChange) Undo(bool) error {
+	for _, dir := range slices.Backward(c.Made) {
+		err := os.Remove(dir)
+		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EEXIST) {
+			return err
+		}
+	}
+	return nil
 }
 
 // missing are the directories that have to be made, outer ones first.
@@ -124,29 +149,35 @@ func (p Paths) missing() []string {
 	return slices.Compact(missing)
 }
 
-// bind mounts the node's own directories where programs have others built in.
-func (n *Node) bind() error {
-	if missing := n.paths.missing(); len(missing) > 0 {
-		if err := n.paths.journal().Record("directories", directoriesChange{missing}); err != nil {
+// binding mounts the node's own directories where programs have others built in.
+type binding map[string]string
+
+func (b binding) String() string {
+	return "mount the node's own directories at " + strings.Join(slices.Sorted(maps.Keys(b)), ", ")
+}
+
+func (b binding) Make() error {
+	for target, source := range b {
+		if err := os.MkdirAll(source, 0o755); err != nil {
 			return err
-		}
-	}
-	for target, source := range n.paths.bound() {
-		for _, dir := range []string{target, source} {
-			if err := os.MkdirAll(dir, 0o755); err != nil {
-				return err
-			}
 		}
 		if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("mount %s at %s: %w", source, target, err)
+		}
+		// What is mounted below it must not show below the source as well: it leaves the
+		// source's peer group for one of its own.
+		for _, propagation := range []uintptr{unix.MS_PRIVATE, unix.MS_SHARED} {
+			if err := unix.Mount("", target, "", propagation, ""); err != nil {
+				return fmt.Errorf("keep the mounts below %s to itself: %w", target, err)
+			}
 		}
 	}
 	return nil
 }
 
-// unbind removes the directories that were made as places for mounts, if they are
-// still empty. The mounts themselves are in the node's namespace; the node detaches
-// them to get at the directories.
+// unbind removes the directories that were made as places for mounts. The mounts
+// themselves are in the node's namespace; the node detaches them to get at the
+// directories.
 func unbind(p Paths) error {
 	for target, source := range p.bound() {
 		if sameDirectory(source, target) {
@@ -155,18 +186,7 @@ func unbind(p Paths) error {
 			}
 		}
 	}
-	var change directoriesChange
-	recorded, _, err := p.journal().Read("directories", &change)
-	if err != nil || !recorded {
-		return err
-	}
-	for _, dir := range slices.Backward(change.Made) {
-		err := os.Remove(dir)
-		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EEXIST) {
-			return err
-		}
-	}
-	return p.journal().Forget("directories")
+	return journal.Undo[directoriesChange](p.journal(), directoriesRecord)
 }
 
 // sameDirectory reports whether one directory is mounted at the other.

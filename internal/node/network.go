@@ -10,102 +10,97 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
-
-	"k3s9p/internal/hint"
 )
 
-// bridgeChange is the record of a bridge that was made.
-type bridgeChange struct {
-	Name string `json:"name"`
-}
-
-// forwardChange is the record of a kernel parameter.
-type forwardChange struct {
-	Path   string `json:"path"`
-	Before string `json:"before"`
-}
-
-const forwardFile = "/proc/sys/net/ipv4/ip_forward"
-
-// bridge makes the device of the pod network with the node's address, before any
-// pod: the apiserver listens there. The address of the DNS server is added to it.
+// bridge makes what the plan has of the pod network, before any pod: the apiserver
+// listens there.
 func (n *Node) bridge(context.Context) error {
-	if _, err := netlink.LinkByName(Bridge); err == nil {
-		return hint.Add(fmt.Errorf("there is a network device %s already, and it is not this node's", Bridge),
-			"another cluster on this machine has made it: stop that, or ip link delete %s", Bridge)
-	}
-	if err := n.paths.journal().Record("bridge", bridgeChange{Bridge}); err != nil {
+	j := n.paths.journal()
+	if err := n.plan.Apply(j, func(id string) bool { return id == bridgeRecord }); err != nil {
 		return err
 	}
-	attributes := netlink.NewLinkAttrs()
-	attributes.Name = Bridge
-	if n.settings.Network.MTU > 0 {
-		attributes.MTU = n.settings.Network.MTU
-	}
-	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attributes}); err != nil {
-		return fmt.Errorf("make the bridge %s: %w", Bridge, err)
-	}
-	link, err := netlink.LinkByName(Bridge)
-	if err != nil {
-		return fmt.Errorf("find the bridge %s: %w", Bridge, err)
-	}
-	pods := n.cluster.PodCIDR()
-	for _, address := range []netip.Prefix{
-		netip.PrefixFrom(n.cluster.Address(), pods.Bits()),
-		netip.PrefixFrom(n.cluster.DNS(), 32),
-	} {
-		ip := &net.IPNet{IP: address.Addr().AsSlice(), Mask: net.CIDRMask(address.Bits(), 32)}
-		if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: ip}); err != nil {
-			return fmt.Errorf("add %s to %s: %w", address, Bridge, err)
-		}
-	}
-	if err := netlink.LinkSetUp(link); err != nil {
-		return fmt.Errorf("set %s up: %w", Bridge, err)
-	}
-	return n.forward()
-}
-
-// forward lets the kernel pass packets on between pods and the world. The bridge
-// plugin would do it as well, but would not take it back.
-func (n *Node) forward() error {
-	before, err := os.ReadFile(forwardFile)
-	if err != nil || strings.TrimSpace(string(before)) == "1" {
-		return nil // a kernel without the parameter forwards, or has no way to be told to
-	}
-	if err := n.paths.journal().Record("ip-forward", forwardChange{forwardFile, strings.TrimSpace(string(before))}); err != nil {
-		return err
-	}
-	if err := os.WriteFile(forwardFile, []byte("1"), 0o644); err != nil {
+	// Who is not root may not be allowed to; within the node pods reach each other.
+	if err := n.plan.Apply(j, func(id string) bool { return id == forwardRecord }); err != nil {
 		n.log.Warn("packets of pods are not forwarded", "error", err)
 	}
 	return nil
 }
 
-// removeNetwork takes the bridge and its ports away, and the parameter back.
-func removeNetwork(p Paths) error {
-	var failures error
-	var bridge bridgeChange
-	recorded, sameBoot, err := p.journal().Read("bridge", &bridge)
-	if err == nil && recorded {
-		if sameBoot {
-			err = removeBridge(bridge.Name)
-		}
-		if err == nil {
-			err = p.journal().Forget("bridge")
+// bridgeChange makes the device of the pod network.
+type bridgeChange struct {
+	Name string `json:"name"`
+
+	cluster Cluster
+	mtu     int
+}
+
+// addresses are the node's, and that of the DNS server.
+func (c bridgeChange) addresses() []netip.Prefix {
+	return []netip.Prefix{netip.PrefixFrom(c.cluster.Address(), c.cluster.PodCIDR().Bits()), netip.PrefixFrom(c.cluster.DNS(), 32)}
+}
+
+func (c bridgeChange) String() string {
+	return fmt.Sprintf("make the bridge %s with %v", c.Name, c.addresses())
+}
+
+func (c bridgeChange) Make() error {
+	attributes := netlink.NewLinkAttrs()
+	attributes.Name = c.Name
+	if c.mtu > 0 {
+		attributes.MTU = c.mtu
+	}
+	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attributes}); err != nil {
+		return err
+	}
+	link, err := netlink.LinkByName(c.Name)
+	if err != nil {
+		return fmt.Errorf("find it: %w", err)
+	}
+	for _, address := range c.addresses() {
+		ip := &net.IPNet{IP: address.Addr().AsSlice(), Mask: net.CIDRMask(address.Bits(), 32)}
+		if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: ip}); err != nil {
+			return fmt.Errorf("add %s to %s: %w", address, c.Name, err)
 		}
 	}
-	failures = errors.Join(failures, err)
-	var forward forwardChange
-	recorded, sameBoot, err = p.journal().Read("ip-forward", &forward)
-	if err == nil && recorded {
-		if sameBoot {
-			err = os.WriteFile(forward.Path, []byte(forward.Before), 0o644)
-		}
-		if err == nil {
-			err = p.journal().Forget("ip-forward")
-		}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return fmt.Errorf("set %s up: %w", c.Name, err)
 	}
-	return errors.Join(failures, err)
+	return nil
+}
+
+func (c bridgeChange) Undo(sameBoot bool) error {
+	if !sameBoot {
+		return nil
+	}
+	return removeBridge(c.Name)
+}
+
+// forwardChange lets the kernel pass packets on between pods and the world. The bridge
+// plugin would do it as well, but would not take it back.
+type forwardChange struct {
+	Path   string `json:"path"`
+	Before string `json:"before"` // empty where the kernel has no such parameter: it forwards, or cannot be told to
+}
+
+const forwardFile = "/proc/sys/net/ipv4/ip_forward"
+
+// forwarding is the parameter as it is now.
+func forwarding() forwardChange {
+	before, _ := os.ReadFile(forwardFile)
+	return forwardChange{forwardFile, strings.TrimSpace(string(before))}
+}
+
+func (c forwardChange) String() string {
+	return fmt.Sprintf("write 1 to %s, which is %s", c.Path, c.Before)
+}
+
+func (c forwardChange) Make() error { return os.WriteFile(c.Path, []byte("1"), 0o644) }
+
+func (c forwardChange) Undo(sameBoot bool) error {
+	if !sameBoot || forwarding() == c { // it may have been refused
+		return nil
+	}
+	return os.WriteFile(c.Path, []byte(c.Before), 0o644)
 }
 
 func removeBridge(name string) error {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"k3s9p/internal/hint"
 	"k3s9p/internal/manifest"
 	"k3s9p/internal/outside"
+	"k3s9p/internal/probe"
 	"k3s9p/internal/progress"
 	"k3s9p/internal/record"
 	"k3s9p/internal/rmtree"
@@ -36,13 +38,12 @@ type Node struct {
 	bundle     string // the directory of the programs
 	cluster    Cluster
 	outside    *outside.Network // of a node in namespaces of its own
-	settings   config.Settings
+	plan       blocker.Plan
 	files      config.Files
-	findings   []blocker.Finding
 	supervisor *supervisor.Supervisor
 	client     *client
-	started    time.Time // the kubelet
-	egress     egress
+	started    time.Time     // the kubelet
+	egress     *svcproxy.TCP // the proxy, if pods leave by one
 	services   *services
 	published  *svcproxy.Table // what a node in namespaces of its own has outside
 	upstream   string          // the resolv.conf of whom the DNS server asks for other names; "" for nobody
@@ -75,7 +76,7 @@ func (n *Node) up(ctx context.Context) error {
 			if err == nil {
 				err = n.openEgress(ctx)
 			}
-			return n.egress.how, err
+			return n.plan.Value(blocker.Egress), err
 		}},
 		{"start the container runtime and the datastore", func(context.Context) (string, error) {
 			err := errors.Join(n.containerRuntime(ctx), n.datastore(ctx))
@@ -119,10 +120,19 @@ func plain(functions ...func(context.Context) error) func(context.Context) (stri
 }
 
 // isolateMounts keeps what is mounted from now on in this namespace: mounts made
-// outside still appear in here. Then package blocker makes them shared, for pods.
+// outside still appear in here. What was shared is shared in here as well, so that
+// package blocker finds the same as outside.
 func isolateMounts() error {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
-		return fmt.Errorf("keep the node's mounts to itself: %w", err)
+	unshared, err := probe.Unshared()
+	if err != nil {
+		return err
+	}
+	err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, "")
+	if shared := !slices.ContainsFunc(unshared, probe.Unsharing.IsRoot); err == nil && shared {
+		err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, "")
+	}
+	if err != nil {
+		return hint.Add(fmt.Errorf("keep the node's mounts to itself: %w", err), "a container needs CAP_SYS_ADMIN for it")
 	}
 	return nil
 }
@@ -138,8 +148,7 @@ func (n *Node) unpack(context.Context) (string, error) {
 		return "", err
 	}
 	defer b.Close()
-	digest := b.Digest()
-	n.bundle = filepath.Join(n.paths.bundles(), fmt.Sprintf("%x", digest[:8]))
+	n.bundle = n.paths.bundle(b)
 	result := "unpacked before"
 	if _, err := os.Stat(n.bundle); errors.Is(err, os.ErrNotExist) {
 		if err := n.enoughSpace(); err != nil {
@@ -192,64 +201,38 @@ func (n *Node) removeOtherBundles() error {
 	return err
 }
 
-// fix finds out what this machine lacks, does about it what can be done, and writes
+// fix plans what is done on this machine, does it except for the network, and writes
 // the configuration.
 func (n *Node) fix(ctx context.Context) (string, error) {
-	if err := n.bind(); err != nil {
-		return "", err
-	}
-	n.settings = settingsOf(n.paths, n.cluster)
-	n.settings.UserNamespace = n.outside != nil
-	host := hostOf(n.paths, n.bundle, &n.settings)
-	host.OwnMounts = true
+	host := hostOf(n.paths, n.cluster, n.bundle)
+	host.Settings.UserNamespace = n.outside != nil
 	var err error
-	if n.findings, err = blocker.Fix(ctx, host); err != nil {
+	if n.plan, err = makePlan(ctx, n.paths, n.cluster, host); err != nil {
 		return "", err
 	}
-	n.settings.Network.Masquerade = false // what leaves the node is this package's
-	// Plugins of the machine may answer, and be without the patches.
-	n.settings.Containerd.Plugins = host.Plugins
-	if err := n.chooseEgress(); err != nil {
+	if err := errors.Join(taken(n.paths), stuck(n.plan)); err != nil {
 		return "", err
 	}
-	if err := makeCgroup(n.paths); err != nil {
+	if err := n.plan.Apply(n.paths.journal(), func(id string) bool { return !isNetwork(id) }); err != nil {
 		return "", err
 	}
 	if err := n.chooseResolvers(); err != nil {
 		return "", err
 	}
-	if n.files, err = n.settings.Write(n.paths.etc()); err != nil {
+	if n.files, err = n.plan.Settings.Write(n.paths.etc()); err != nil {
 		return "", err
 	}
 	found := 0
-	for _, finding := range n.findings {
-		switch {
-		case finding.Answer == blocker.Found && finding.Remedy == blocker.None:
-			return "", fmt.Errorf("%s: %s", finding.Title, finding.Evidence)
-		case finding.Answer == blocker.Found && finding.Remedy == blocker.Warning:
-			n.progress.Say("  warning: %s: %s", finding.Title, finding.Action)
+	for _, f := range n.plan.Findings {
+		if f.Answer != blocker.Found {
+			continue
 		}
-		if finding.Answer == blocker.Found {
-			found++
+		found++
+		if f.Remedy == blocker.Warning {
+			n.progress.Say("  warning: %s: %s", f.Title, f.Action)
 		}
 	}
-	return fmt.Sprintf("%d of %d blockers found; images are kept with %s", found, len(n.findings), n.settings.Containerd.Snapshotter), nil
-}
-
-// settingsOf are the choices for a node before package blocker changes some.
-func settingsOf(p Paths, c Cluster) config.Settings {
-	s := config.Default()
-	s.Containerd.Root, s.Containerd.State = p.containerd(), filepath.Dir(p.Containerd())
-	s.Containerd.Networks = p.etc("cni")
-	s.Network.PodCIDR, s.Network.State = c.PodCIDR().String(), p.run("cni", "networks")
-	s.Kubelet.ClientCA, s.Kubelet.DNS = p.pkiFile("ca.crt"), c.DNS().String()
-	s.Kubelet.Cgroup = cgroup
-	return s
-}
-
-// hostOf is the machine as package blocker looks at it.
-func hostOf(p Paths, bundle string, s *config.Settings) *blocker.Host {
-	return &blocker.Host{Data: p.Data, Programs: filepath.Join(bundle, "bin"), Plugins: filepath.Join(bundle, "cni"), Settings: s}
+	return fmt.Sprintf("%d of %d blockers found; images: %s", found, len(n.plan.Findings), n.plan.Value(blocker.Images)), nil
 }
 
 // program is the path of one of the node's programs.

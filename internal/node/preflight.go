@@ -1,9 +1,11 @@
 package node
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -78,21 +80,31 @@ func portsFree(p Paths, ports []listener) error {
 // (include/net/tcp_states.h; UDP uses the same).
 var waiting = map[string]string{"tcp": "0A", "udp": "07"}
 
+// socketsAt are the inodes of the sockets in a table that are in a state at a port.
+func socketsAt(table io.Reader, state string, port int) []string {
+	var inodes []string
+	for lines := bufio.NewScanner(table); lines.Scan(); {
+		fields := strings.Fields(lines.Text())
+		if len(fields) > 9 && fields[3] == state && strings.HasSuffix(fields[1], fmt.Sprintf(":%04X", port)) {
+			inodes = append(inodes, fields[9])
+		}
+	}
+	return inodes
+}
+
 // holder names the process that waits at a port of tcp or udp, as far as /proc shows it
 // (proc_net_tcp(5)).
 func holder(network string, port int) (int, string) {
 	sockets := make(map[string]bool)
-	for _, table := range []string{"/proc/net/" + network, "/proc/net/" + network + "6"} {
-		data, err := os.ReadFile(table)
+	for _, name := range []string{"/proc/net/" + network, "/proc/net/" + network + "6"} {
+		table, err := os.Open(name)
 		if err != nil {
 			continue
 		}
-		for line := range strings.Lines(string(data)) {
-			fields := strings.Fields(line)
-			if len(fields) > 9 && fields[3] == waiting[network] && strings.HasSuffix(fields[1], fmt.Sprintf(":%04X", port)) {
-				sockets["socket:["+fields[9]+"]"] = true
-			}
+		for _, inode := range socketsAt(table, waiting[network], port) {
+			sockets["socket:["+inode+"]"] = true
 		}
+		table.Close()
 	}
 	links, _ := filepath.Glob("/proc/[0-9]*/fd/*")
 	for _, link := range links {

@@ -16,7 +16,7 @@ const machineResolver = "/etc/resolv.conf"
 func (n *Node) chooseResolvers() error {
 	text, err := os.ReadFile(machineResolver)
 	if errors.Is(err, os.ErrNotExist) {
-		n.settings.Kubelet.Resolver = ""
+		n.plan.Settings.Kubelet.Resolver = ""
 		return nil
 	}
 	if err != nil {
@@ -35,9 +35,9 @@ func (n *Node) chooseResolvers() error {
 			return err
 		}
 	}
-	n.settings.Kubelet.Resolver = machineResolver
+	n.plan.Settings.Kubelet.Resolver = machineResolver
 	if n.options.has(dnsAddOn) {
-		n.settings.Kubelet.Resolver, err = write("resolv-pods.conf", pods)
+		n.plan.Settings.Kubelet.Resolver, err = write("resolv-pods.conf", pods)
 	}
 	return err
 }

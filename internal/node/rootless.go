@@ -178,31 +178,40 @@ func (n *Node) untilAlone(ctx context.Context) (context.Context, context.CancelF
 	return ctx, cancel
 }
 
-// checkName is the name of a process that checks in namespaces of its own.
-const checkName = "k3s9p-check"
+// planName is the name of a process that makes a plan in namespaces of its own.
+const planName = "k3s9p-plan"
 
-func init() { reexec.Register(checkName, printCheck) }
+func init() { reexec.Register(planName, printPlan) }
 
-// checkInside checks what a node would find there. Each probe has a deadline.
-func checkInside(p Paths) ([]blocker.Finding, error) {
+// planInside makes the plan of a node that will be there. Each probe has a deadline.
+func planInside(_ context.Context, o Options) (blocker.Plan, error) {
 	attributes, err := userns.Attributes()
 	if err != nil {
-		return nil, err
+		return blocker.Plan{}, err
 	}
-	cmd := reexec.Command(checkName, p.Data)
+	options, err := json.Marshal(o)
+	if err != nil {
+		return blocker.Plan{}, err
+	}
+	cmd := reexec.Command(planName, string(options))
 	cmd.SysProcAttr, cmd.Stderr = attributes, os.Stderr
 	output, err := cmd.Output()
 	if err != nil {
-		return nil, fmt.Errorf("check in namespaces of its own: %w", err)
+		return blocker.Plan{}, fmt.Errorf("check in namespaces of its own: %w", err)
 	}
-	var findings []blocker.Finding
-	return findings, json.Unmarshal(output, &findings)
+	var plan blocker.Plan
+	return plan, json.Unmarshal(output, &plan)
 }
 
-func printCheck() {
-	findings, err := check(context.Background(), Paths{os.Args[1]})
+func printPlan() {
+	var o Options
+	var plan blocker.Plan
+	err := json.Unmarshal([]byte(os.Args[1]), &o)
 	if err == nil {
-		err = json.NewEncoder(os.Stdout).Encode(findings)
+		plan, err = Rung{Rootless: true}.planHere(context.Background(), o)
+	}
+	if err == nil {
+		err = json.NewEncoder(os.Stdout).Encode(plan)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -296,7 +305,7 @@ type namespacesChange struct {
 }
 
 // namespaced are the records of what ends with the namespaces.
-var namespaced = []string{"nat", "bridge"}
+var namespaced = []string{rulesRecord, bridgeRecord, forwardRecord}
 
 // forgetNamespaces drops what is recorded of namespaces that have ended with their
 // processes, or are about to.

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -25,11 +24,6 @@ func (n *Node) containerRuntime(context.Context) error {
 	if err := os.MkdirAll(n.paths.containerd(), 0o711); err != nil {
 		return err
 	}
-	if n.settings.Containerd.RootOnTmpfs {
-		if err := unix.Mount("tmpfs", n.paths.containerd(), "tmpfs", 0, "mode=711"); err != nil {
-			return fmt.Errorf("mount a tmpfs for images at %s: %w", n.paths.containerd(), err)
-		}
-	}
 	return n.startWith(containerd, 10*time.Second, n.pullEnvironment(), ContainerdArgs(n.files)...)
 }
 
@@ -38,7 +32,7 @@ func ContainerdArgs(files config.Files) []string { return []string{"--config=" +
 
 // runtimeReady waits for containerd's CRI service.
 func (n *Node) runtimeReady(ctx context.Context) error {
-	return n.supervisor.Await(ctx, func(ctx context.Context) error { return AskRuntime(ctx, n.settings.Containerd) }, containerd)
+	return n.supervisor.Await(ctx, func(ctx context.Context) error { return AskRuntime(ctx, n.plan.Settings.Containerd) }, containerd)
 }
 
 // AskRuntime asks containerd's CRI service whether it is there: the line about the
@@ -93,7 +87,7 @@ func archivesIn(dir string) ([]string, error) {
 }
 
 func (n *Node) importImage(ctx context.Context, archive string) error {
-	return ImportImages(ctx, n.program("ctr"), n.environment(), n.settings.Containerd, archive)
+	return ImportImages(ctx, n.program("ctr"), n.environment(), n.plan.Settings.Containerd, archive)
 }
 
 // ImportImages gives an archive to containerd, by ctr with its environment. The

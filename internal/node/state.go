@@ -42,15 +42,11 @@ type State struct {
 	// Rootless says that the node is in namespaces of its own.
 	Rootless bool      `json:"rootless,omitempty"`
 	Programs []Program `json:"programs,omitempty"`
-	// Egress is how pods reach what is outside of the cluster.
-	Egress string  `json:"egress,omitempty"`
-	AddOns []AddOn `json:"addOns,omitempty"`
+	AddOns   []AddOn   `json:"addOns,omitempty"`
 	// Manifests are the files in the directory of manifests.
 	Manifests []manifest.File `json:"manifests,omitempty"`
-	// Snapshotter and Tmpfs say how images are kept.
-	Snapshotter string            `json:"snapshotter,omitempty"`
-	Tmpfs       bool              `json:"imagesInMemory,omitempty"`
-	Findings    []blocker.Finding `json:"findings,omitempty"`
+	// Plan is what was found out about this machine, and what was done about it.
+	Plan *blocker.Plan `json:"plan,omitempty"`
 }
 
 // Program is one of a node's programs.

@@ -22,6 +22,7 @@ import (
 	"k3s9p/internal/bundle"
 	"k3s9p/internal/hint"
 	"k3s9p/internal/outside"
+	"k3s9p/internal/probe"
 	"k3s9p/internal/progress"
 	"k3s9p/internal/record"
 	"k3s9p/internal/rmtree"
@@ -304,8 +305,9 @@ func (n *Node) enter(phase Phase) {
 	n.saving.Lock()
 	defer n.saving.Unlock()
 	n.state.Phase = phase
-	n.state.Snapshotter, n.state.Tmpfs = n.settings.Containerd.Snapshotter, n.settings.Containerd.RootOnTmpfs
-	n.state.Findings, n.state.Egress = n.findings, n.egress.how
+	if n.plan.Findings != nil {
+		n.state.Plan = &n.plan
+	}
 	if phase == Running {
 		n.state.AddOns = n.describeAddOns()
 	}
@@ -359,6 +361,9 @@ func Down(o Options, purge bool, printer *progress.Printer) (bool, error) {
 	p := Paths{o.DataDir}
 	if err := p.check(); err != nil {
 		return false, err
+	}
+	for _, dir := range []string{filepath.Dir(p.Data), p.Data} { // a check that was killed
+		probe.Sweep(dir)
 	}
 	if _, err := os.Stat(p.Data); errors.Is(err, os.ErrNotExist) {
 		return false, nil

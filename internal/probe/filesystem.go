@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
-	"time"
+	"unsafe"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -24,7 +27,22 @@ func MountOf(path string) (*mountinfo.Info, error) {
 	if err != nil {
 		return nil, err
 	}
-	mounts, err := mountinfo.GetMounts(mountinfo.ParentsFilter(path))
+	return fromTable(func(table io.Reader) (*mountinfo.Info, error) { return mountOf(table, path) })
+}
+
+// fromTable gives the mount table of this process to a parser.
+func fromTable[T any](parse func(io.Reader) (T, error)) (T, error) {
+	table, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		var none T
+		return none, err
+	}
+	defer table.Close()
+	return parse(table)
+}
+
+func mountOf(table io.Reader, path string) (*mountinfo.Info, error) {
+	mounts, err := mountinfo.GetMountsFromReader(table, mountinfo.ParentsFilter(path))
 	if err != nil {
 		return nil, err
 	}
@@ -56,10 +74,15 @@ type Unsharing struct {
 	Propagation Propagation `json:"propagation"`
 }
 
+// IsRoot reports whether it is the mount at /.
+func (u Unsharing) IsRoot() bool { return u.Mountpoint == "/" }
+
 // Unshared returns the mounts whose optional fields in /proc/self/mountinfo have
 // no "shared:".
-func Unshared() ([]Unsharing, error) {
-	mounts, err := mountinfo.GetMounts(nil)
+func Unshared() ([]Unsharing, error) { return fromTable(unshared) }
+
+func unshared(table io.Reader) ([]Unsharing, error) {
+	mounts, err := mountinfo.GetMountsFromReader(table, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -94,25 +117,47 @@ func DiskOf(path string) (Disk, error) {
 	return Disk{Bytes: unit * s.Blocks, BytesAvailable: unit * s.Bavail, Inodes: s.Files, InodesFree: s.Ffree}, nil
 }
 
-// scratch is how the directories are called that probes make and remove.
+// scratch is how the directories are called that probes make and remove; then comes
+// the id of the process that will remove it.
 const scratch = ".probe-"
 
 // withScratch calls f with a new directory below dir. It is made and removed here
-// and not in the child, which may be killed; what an earlier process left that was
-// itself killed goes as well.
+// and not in the child, which may be killed.
 func withScratch(dir string, f func(root string) error) error {
-	left, _ := filepath.Glob(filepath.Join(dir, scratch+"*"))
-	for _, name := range left {
-		if info, err := os.Lstat(name); err == nil && time.Since(info.ModTime()) > 10*limit {
-			_ = rmtree.Tree(name)
-		}
-	}
-	root, err := os.MkdirTemp(dir, scratch)
+	Sweep(dir)
+	root, err := os.MkdirTemp(dir, fmt.Sprintf("%s%d-", scratch, os.Getpid()))
 	if err != nil {
 		return fmt.Errorf("%w: make a directory for a probe: %w", ErrUnclear, err)
 	}
 	defer rmtree.Tree(root)
 	return f(root)
+}
+
+// Sweep removes the directories that probes have made in dir, and the cgroups, whose
+// process was killed before it could.
+func Sweep(dir string) {
+	for _, name := range abandoned(filepath.Join(dir, scratch)) {
+		_ = rmtree.Tree(name)
+	}
+	for _, hierarchy := range []string{CgroupRoot, filepath.Join(CgroupRoot, "memory")} {
+		for _, name := range abandoned(filepath.Join(hierarchy, cgroupPrefix)) {
+			removeCgroup(name)
+		}
+	}
+}
+
+// abandoned lists what begins with the prefix and the id of a process that has ended.
+func abandoned(prefix string) []string {
+	var names []string
+	found, _ := filepath.Glob(prefix + "*")
+	for _, name := range found {
+		text, _, _ := strings.Cut(strings.TrimPrefix(name, prefix), "-")
+		pid, err := strconv.Atoi(text)
+		if err == nil && errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // layers makes the directories of an overlay in root, with a file and a directory
@@ -162,6 +207,9 @@ func overlayOnTmpfs(root string) error {
 }
 
 func overlay(root string) error {
+	if err := directoryTypes(filepath.Join(root, "upper")); err != nil {
+		return err
+	}
 	options := layerOptions(root)
 	merged := filepath.Join(root, "merged")
 	// In a user namespace trusted.* attributes are refused, and containerd asks for
@@ -173,6 +221,88 @@ func overlay(root string) error {
 		return fmt.Errorf("mount an overlay: %w", err)
 	}
 	return useOverlay(merged)
+}
+
+// directoryTypes looks whether a directory tells the types of its files (d_type,
+// readdir(3)), without which an upper layer shows its whiteouts (kernel documentation,
+// filesystems/overlayfs).
+func directoryTypes(dir string) error {
+	name := filepath.Join(dir, "file")
+	if err := os.WriteFile(name, nil, 0o644); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnclear, err)
+	}
+	defer os.Remove(name)
+	file, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnclear, err)
+	}
+	defer file.Close()
+	buffer := make([]byte, 4096)
+	n, err := unix.Getdents(int(file.Fd()), buffer)
+	if err != nil {
+		return fmt.Errorf("%w: list %s: %w", ErrUnclear, dir, err)
+	}
+	for buffer = buffer[:n]; len(buffer) > 0; {
+		entry := (*unix.Dirent)(unsafe.Pointer(&buffer[0]))
+		if entry.Type == unix.DT_UNKNOWN {
+			return errors.New("directories do not tell the types of their files (d_type)")
+		}
+		buffer = buffer[entry.Reclen:]
+	}
+	return nil
+}
+
+// SharedMemory writes to a file by a shared mapping, as bbolt and SQLite do
+// (mmap(2)), and reads it back.
+func SharedMemory(ctx context.Context, dir string) error {
+	return withScratch(dir, func(root string) error { return isolated(ctx, 0, "shared-memory", root) })
+}
+
+func sharedMemory(root string) error {
+	file, err := os.Create(filepath.Join(root, "file"))
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnclear, err)
+	}
+	defer file.Close()
+	size := os.Getpagesize()
+	if err := file.Truncate(int64(size)); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnclear, err)
+	}
+	memory, err := unix.Mmap(int(file.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("map a file into memory, shared: %w", err)
+	}
+	memory[0] = 1
+	if err := unix.Msync(memory, unix.MS_SYNC); err != nil {
+		return fmt.Errorf("write a shared mapping to its file: %w", err)
+	}
+	read := make([]byte, 1)
+	if _, err := file.ReadAt(read, 0); err != nil || read[0] != 1 {
+		return fmt.Errorf("what is written to a shared mapping is not in the file: %v, %v", read, err)
+	}
+	return nil
+}
+
+// Socket makes a Unix socket below dir and connects to it.
+func Socket(ctx context.Context, dir string) error {
+	return withScratch(dir, func(root string) error { return isolated(ctx, 0, "socket", root) })
+}
+
+func socket(root string) error {
+	// A path relative to the directory, because an address has room for 107 bytes.
+	if err := os.Chdir(root); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnclear, err)
+	}
+	listener, err := net.Listen("unix", "socket")
+	if err != nil {
+		return fmt.Errorf("make a Unix socket: %w", err)
+	}
+	defer listener.Close()
+	conn, err := net.Dial("unix", "socket")
+	if err != nil {
+		return fmt.Errorf("connect to a Unix socket: %w", err)
+	}
+	return conn.Close()
 }
 
 func useOverlay(merged string) error {

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,36 +19,8 @@ func Open(path string) error {
 	return file.Close()
 }
 
-// CgroupV1 reports whether the controllers are mounted as cgroup v1: then
-// /sys/fs/cgroup is not of type cgroup2 (man 7 cgroups).
-func CgroupV1() (bool, error) {
-	var s unix.Statfs_t
-	if err := unix.Statfs(CgroupRoot, &s); err != nil {
-		return false, &os.PathError{Op: "statfs", Path: CgroupRoot, Err: err}
-	}
-	return s.Type != unix.CGROUP2_SUPER_MAGIC, nil
-}
-
-// Cgroups lists the mounts of cgroups, of either version, at and below a directory.
-func Cgroups(dir string) ([]string, error) {
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
-	var points []string
-	for _, mount := range mounts {
-		if mount.FSType == "cgroup" || mount.FSType == "cgroup2" {
-			points = append(points, mount.Mountpoint)
-		}
-	}
-	return points, err
-}
-
-// CgroupRoot is where cgroups of either version are mounted.
-const CgroupRoot = "/sys/fs/cgroup"
-
-// CgroupFile returns the path of a file of a cgroup v1 controller's root.
-func CgroupFile(controller, name string) string { return filepath.Join(CgroupRoot, controller, name) }
-
-// Sysctl reads a kernel parameter and, if it has not the wanted value, writes back
-// the one that it has: what the kernel refuses then, it would refuse a node too.
+// Sysctl reads a kernel parameter and, if it has not the wanted value, opens it for
+// writing. It writes nothing: others may write the parameter meanwhile.
 func Sysctl(name, wanted string) error {
 	path := filepath.Join("/proc/sys", strings.ReplaceAll(name, ".", "/"))
 	value, err := os.ReadFile(path)
@@ -59,7 +30,11 @@ func Sysctl(name, wanted string) error {
 	if strings.TrimSpace(string(value)) == wanted {
 		return nil
 	}
-	return os.WriteFile(path, value, 0o644)
+	file, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	return file.Close()
 }
 
 // OOMScore gives a process the score that the first process of a pod gets

@@ -10,8 +10,29 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 )
+
+// MemoryAvailable is what programs can still use without swapping, in bytes, as
+// /proc/meminfo states it (proc_meminfo(5)).
+func MemoryAvailable() (int64, error) {
+	proc, err := procfs.NewDefaultFS()
+	if err != nil {
+		return 0, err
+	}
+	info, err := proc.Meminfo()
+	if err != nil {
+		return 0, err
+	}
+	if info.MemAvailableBytes == nil {
+		return 0, errors.New("/proc/meminfo states no MemAvailable")
+	}
+	return int64(*info.MemAvailableBytes), nil
+}
+
+// cgroupPrefix is how the cgroups of probes are called, like [scratch].
+const cgroupPrefix = "k3s9p-probe-"
 
 // The limit that a probe sets, and what it uses then, in bytes. A Go program that
 // has just started needs a few megabytes itself.
@@ -31,7 +52,7 @@ func MemoryLimit(ctx context.Context) error {
 	if v1 { // whose limit of swap includes the memory
 		dir, file, swap, swapLimit = filepath.Join(CgroupRoot, "memory"), "memory.limit_in_bytes", "memory.memsw.limit_in_bytes", memoryLimit
 	}
-	group := filepath.Join(dir, fmt.Sprintf("k3s9p-probe-%d", os.Getpid()))
+	group := filepath.Join(dir, fmt.Sprintf("%s%d", cgroupPrefix, os.Getpid()))
 	if err := os.Mkdir(group, 0o755); err != nil {
 		return fmt.Errorf("%w: make a cgroup: %w", ErrUnclear, err)
 	}

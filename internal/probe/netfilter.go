@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os/exec"
 	"strings"
 
@@ -27,6 +26,7 @@ func Iptables(ctx context.Context, rule string) error {
 }
 
 func addRule(program, rule string) error {
+	ownLock()
 	output, err := exec.Command(program, strings.Fields(rule)...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%s %s: %w: %s", program, rule, err, oneLine(output))
@@ -60,21 +60,25 @@ func nftablesTable() error {
 	return nil
 }
 
-// Masquerade gives the kernel a rule with the target MASQUERADE, in a network
-// namespace of its own. No program is needed: the node writes its rules so as well.
-func Masquerade(ctx context.Context) error { return inNetwork(ctx, "masquerade") }
+// MasqueradePods gives the kernel the rules for pods to leave by and sends a packet, in
+// network namespaces of its own: that rules are taken does not mean that they work.
+func MasqueradePods(ctx context.Context, backend nat.Backend) error {
+	return inNetwork(ctx, "masquerade-pods", backend.String())
+}
 
-func masqueradeRule() error {
-	rules := []nat.Rule{{Chain: nat.Postrouting, Source: netip.MustParsePrefix("192.0.2.0/24"), Target: nat.Masquerade()}}
-	var failures error
+// ProxyPods is the same for the way that needs a proxy.
+func ProxyPods(ctx context.Context, backend nat.Backend) error {
+	return inNetwork(ctx, "proxy-pods", backend.String())
+}
+
+func backendOf(name string, try func(nat.Backend) error) error {
+	ownLock()
 	for _, backend := range nat.Backends() {
-		err := backend.Apply(rules)
-		if err == nil {
-			return nil
+		if backend.String() == name {
+			return try(backend)
 		}
-		failures = errors.Join(failures, err)
 	}
-	return failures
+	return fmt.Errorf("%w: there is no back end %q", ErrUnclear, name)
 }
 
 func oneLine(output []byte) string { return strings.Join(strings.Fields(string(output)), " ") }

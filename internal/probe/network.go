@@ -9,10 +9,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inNetwork runs a probe in a network namespace that has loopback only.
+// inNetwork runs a probe in a network namespace that has loopback only, and in a mount
+// namespace, where the lock of iptables(8) is made and forgotten: see [ownLock].
 func inNetwork(ctx context.Context, name string, args ...string) error {
-	return isolated(ctx, unix.CLONE_NEWNET, name, args...)
+	return isolated(ctx, unix.CLONE_NEWNET|unix.CLONE_NEWNS, name, args...)
 }
+
+// ownLock hides /run, so that no lock is left there that was not there before, and that
+// of others is not waited for: it is for rules of another network namespace. gVisor does
+// not lock /dev/null instead.
+func ownLock() { _ = unix.Mount("tmpfs", "/run", "tmpfs", 0, "") }
 
 // pair makes two connected veth devices and returns one. Of which Go type it is
 // says nothing: a gVisor of before 2026 sends no kind (IFLA_INFO_KIND) of a link.
@@ -117,18 +123,6 @@ func preferredSource() error {
 	route := &netlink.Route{LinkIndex: veth.Attrs().Index, Src: address.IP, Dst: &net.IPNet{IP: net.IPv4(198, 51, 100, 0), Mask: net.CIDRMask(24, 32)}}
 	if err := netlink.RouteAdd(route); err != nil {
 		return fmt.Errorf("add a route with a source address: %w", err)
-	}
-	return nil
-}
-
-// VXLAN makes a VXLAN device, which flannel's default backend needs.
-func VXLAN(ctx context.Context) error { return inNetwork(ctx, "vxlan") }
-
-func vxlan() error {
-	attributes := netlink.NewLinkAttrs()
-	attributes.Name = "k3s9p-vx"
-	if err := netlink.LinkAdd(&netlink.Vxlan{LinkAttrs: attributes, VxlanId: 1, Port: 8472}); err != nil {
-		return fmt.Errorf("make a VXLAN device: %w", err)
 	}
 	return nil
 }

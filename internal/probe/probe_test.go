@@ -3,13 +3,18 @@ package probe
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"k3s9p/internal/nat"
 )
 
 func TestMain(m *testing.M) {
@@ -19,6 +24,7 @@ func TestMain(m *testing.M) {
 	children["unclear"] = func([]string) error { return withScratch("/proc/nowhere", nil) }
 	children["refused"] = func([]string) error { return errors.New("two\nlines") }
 	children["mounts"] = func(args []string) error { return unix.Mount("tmpfs", args[0], "tmpfs", 0, "") }
+	children["no-rules"] = func([]string) error { return betweenNetworks(arrivesFromNode) }
 	Init()
 	os.Exit(m.Run())
 }
@@ -66,21 +72,24 @@ func TestWhatAProbeMountsIsNotSeenOutside(t *testing.T) {
 	}
 }
 
+// A directory goes with the probe; that of a process that was killed goes with the
+// next one, and that of another probe stays.
 func TestScratchIsRemoved(t *testing.T) {
 	dir := t.TempDir()
-	old := filepath.Join(dir, scratch+"old")
-	if err := os.MkdirAll(filepath.Join(old, "deep"), 0o755); err != nil {
+	ended := exec.Command("true")
+	if err := ended.Run(); err != nil {
 		t.Fatal(err)
 	}
-	past := time.Now().Add(-time.Hour)
-	if err := os.Chtimes(old, past, past); err != nil {
+	left := filepath.Join(dir, fmt.Sprint(scratch, ended.Process.Pid, "-1"))
+	others := filepath.Join(dir, fmt.Sprint(scratch, os.Getppid(), "-1"))
+	if err := errors.Join(os.MkdirAll(filepath.Join(left, "deep"), 0o755), os.Mkdir(others, 0o755)); err != nil {
 		t.Fatal(err)
 	}
 	if err := withScratch(dir, func(string) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
-	if left, _ := os.ReadDir(dir); len(left) > 0 {
-		t.Errorf("a probe left %v", left)
+	if there, _ := filepath.Glob(filepath.Join(dir, scratch+"*")); !slices.Equal(there, []string{others}) {
+		t.Errorf("there is %v, not %s", there, others)
 	}
 }
 
@@ -98,5 +107,24 @@ func TestMemoryLimit(t *testing.T) {
 	}
 	if left, _ := filepath.Glob("/sys/fs/cgroup/*/k3s9p-probe-*"); len(left) > 0 {
 		t.Errorf("the probe left %v", left)
+	}
+}
+
+// Here both ways work; a rule that is taken and does nothing is seen.
+func TestPacketsOfPods(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("a network namespace needs root")
+	}
+	for _, backend := range nat.Backends() {
+		for name, try := range map[string]func(context.Context, nat.Backend) error{"masquerade": MasqueradePods, "proxy": ProxyPods} {
+			err := try(t.Context(), backend)
+			t.Logf("%s by %s: %v", name, backend, err)
+			if err != nil && backend.String() == "nftables" {
+				t.Errorf("%s by %s: %v", name, backend, err)
+			}
+		}
+	}
+	if err := inNetwork(t.Context(), "no-rules"); err == nil || errors.Is(err, ErrUnclear) || !strings.Contains(err.Error(), "with the address 198.51.100.2") {
+		t.Errorf("without a rule: %v", err)
 	}
 }

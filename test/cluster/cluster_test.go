@@ -144,8 +144,11 @@ func TestOtherSandboxes(t *testing.T) {
 			if err == nil {
 				err = json.Unmarshal([]byte(status), &state)
 			}
-			found := slices.ContainsFunc(state.Findings, func(f blocker.Finding) bool { return f.ID == s.blocker && f.Answer == blocker.Found })
-			if err != nil || !found || state.Tmpfs != s.tmpfs {
+			if err != nil || state.Plan == nil {
+				t.Fatalf("status: %v\n%s", err, status)
+			}
+			found := slices.ContainsFunc(state.Plan.Findings, func(f blocker.Finding) bool { return f.ID == s.blocker && f.Answer == blocker.Found })
+			if !found || (state.Plan.Settings.Containerd.Tmpfs > 0) != s.tmpfs {
 				t.Errorf("status: %v\n%s", err, status)
 			}
 			c.Kubectl("create", "configmap", "settings", "--from-literal=colour=red")

@@ -58,6 +58,13 @@ const (
 	Serving = "https://127.0.0.1:10250"
 )
 
+// standalone are the kubelet's flags for static pods, and for answering anybody: there
+// is no apiserver to ask who somebody is.
+var standalone = []string{
+	"--pod-manifest-path=" + manifests, "--file-check-frequency=1s",
+	"--read-only-port=10255", "--anonymous-auth=true", "--authentication-token-webhook=false", "--authorization-mode=AlwaysAllow",
+}
+
 // Where the programs are in the sandbox, and the files of test:sandbox that they
 // are copies of.
 var programs = map[string]string{
@@ -88,7 +95,6 @@ func Prepare(t *testing.T, options Options) *Node {
 	maps.Copy(files, options.Sandbox.Files)
 	options.Sandbox.Files = files
 	n := &Node{t: t, Sandbox: gvisor.Start(t, options.Sandbox), choices: config.Default(), without: options.Without}
-	n.choices.Kubelet.StaticPods, n.choices.Kubelet.Standalone = manifests, true
 	if options.Settings != nil {
 		options.Settings(&n.choices)
 	}
@@ -116,9 +122,9 @@ func Start(t *testing.T, options Options) *Node {
 // Check returns the findings of the blockers in the sandbox.
 func (n *Node) Check() map[string]blocker.Finding {
 	n.t.Helper()
-	var findings []blocker.Finding
-	n.inside(&findings, "check", n.asJSON(n.choices))
-	return byID(findings)
+	var plan blocker.Plan
+	n.inside(&plan, "plan", n.asJSON(n.choices))
+	return byID(plan.Findings)
 }
 
 // inside asks the program in the sandbox, which answers in JSON.
@@ -151,7 +157,7 @@ func (n *Node) fix(without []string) map[string]blocker.Finding {
 	n.t.Helper()
 	n.without, n.machine = without, fixed.Machine{}
 	n.inside(&n.machine, "fix", n.asJSON(n.choices), strings.Join(without, ","))
-	return byID(n.machine.Findings)
+	return byID(n.machine.Plan.Findings)
 }
 
 // Fix also fixes what was left, and returns what it found.
@@ -176,7 +182,7 @@ func (n *Node) FixOne(id string) blocker.Finding {
 func (n *Node) StartContainerd() {
 	n.t.Helper()
 	n.Containerd = n.Background(append([]string{"/usr/local/bin/containerd"}, bringup.ContainerdArgs(n.machine.Files)...)...)
-	settings := n.asJSON(n.machine.Settings)
+	settings := n.asJSON(n.machine.Plan.Settings)
 	n.Await("containerd's CRI service", 30*time.Second, func() bool {
 		if n.Containerd.Ended() {
 			n.t.Fatalf("containerd ended:\n%s", Tail(n.Containerd.Output()))
@@ -191,7 +197,8 @@ func (n *Node) StartContainerd() {
 func (n *Node) StartKubelet() {
 	n.t.Helper()
 	n.okSince = time.Time{}
-	n.Kubelet = n.Background(append([]string{"/usr/local/bin/kubelet"}, bringup.KubeletArgs(n.machine.Settings, n.machine.Files, Name)...)...)
+	args := append([]string{"/usr/local/bin/kubelet"}, bringup.KubeletArgs(n.machine.Plan.Settings, n.machine.Files, Name)...)
+	n.Kubelet = n.Background(append(args, standalone...)...)
 }
 
 // Restart stops and starts containerd and the kubelet, with the configuration as

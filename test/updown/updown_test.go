@@ -7,58 +7,47 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"k3s9p/internal/blocker"
+	"k3s9p/internal/config"
 	"k3s9p/test/cluster"
 	"k3s9p/test/gvisor"
 )
 
-const data = "/var/lib/k3s9p"
-
 // cycles is how often the cluster is brought up and down.
 const cycles = 20
 
-func snapshot(c *cluster.Cluster) string { return c.Must("inside", "snapshot", data) }
-
-// unchanged compares the machine with an earlier snapshot. What the kernel takes
-// away a moment later, such as the devices of a network namespace, has that moment.
-func unchanged(t *testing.T, c *cluster.Cluster, before string) {
-	t.Helper()
-	var diff string
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
-		if diff = cmp.Diff(strings.Split(before, "\n"), strings.Split(snapshot(c), "\n")); diff == "" {
-			return
-		}
-	}
-	t.Errorf("the machine is not as it was:\n%s", diff)
-}
-
 func TestUpDown(t *testing.T) {
 	c := cluster.Start(t, gvisor.Options{})
-	before := snapshot(c)
+	before := c.Snapshot()
 	t.Run("nothing to do", func(t *testing.T) {
 		for _, args := range [][]string{{"down"}, {"down", "--purge"}, {"status"}} {
 			if output, err := c.K3s9p(args...); err != nil {
 				t.Errorf("k3s9p %v: %v\n%s", args, err, output)
 			}
 		}
-		unchanged(t, c, before)
+		c.Unchanged(before)
 	})
+	planned := check(c)
 	t.Run("a pod and a second start", func(t *testing.T) {
 		c.Up()
+		if diff := cmp.Diff(planned, done(t, c)); diff != "" {
+			t.Errorf("what is done is not what was planned:\n%s", diff)
+		}
 		c.Kubectl("run", "web", "--image=k3s9p.local/web:1", "--image-pull-policy=Never")
 		c.Kubectl("wait", "--for=condition=ready", "pod/web", "--timeout=60s")
-		during := snapshot(c)
+		during := c.Snapshot()
 		for _, trace := range []string{"device cni0", "device veth", "process containerd-shim", "cgroup /sys/fs/cgroup/memory/k3s9p/kubepods", "rule -A K3S9P-PREROUTING", "file /dev/kmsg"} {
 			if !strings.Contains(during, trace) {
 				t.Errorf("there is no %q to be left: the comparison would prove nothing", trace)
 			}
 		}
-		down(t, c)
-		unchanged(t, c, before)
+		c.Down()
+		c.Unchanged(before)
 		c.Up()
 		c.Kubectl("wait", "--for=condition=ready", "pod/web", "--timeout=60s")
 		c.Kubectl("delete", "pod", "web", "--now")
-		down(t, c)
-		unchanged(t, c, before)
+		c.Down()
+		c.Unchanged(before)
 	})
 	t.Run("SIGKILL of the supervisor, then down", func(t *testing.T) {
 		c.Up()
@@ -68,16 +57,19 @@ func TestUpDown(t *testing.T) {
 		if output, err := c.K3s9p("status"); err != nil || !strings.Contains(output, "was killed") {
 			t.Errorf("status says %q, %v", output, err)
 		}
-		down(t, c)
-		unchanged(t, c, before)
+		if diff := cmp.Diff(planned, check(c)); diff != "" {
+			t.Errorf("after a SIGKILL another plan is made:\n%s", diff)
+		}
+		c.Down()
+		c.Unchanged(before)
 	})
 	t.Run("SIGKILL of the supervisor, then up", func(t *testing.T) {
 		c.Up()
 		c.Must("pkill", "-KILL", "-f", "^k3s9p-supervisor")
 		c.Up()
 		c.Kubectl("wait", "--for=condition=ready", "pod/killed", "--timeout=60s")
-		down(t, c)
-		unchanged(t, c, before)
+		c.Down()
+		c.Unchanged(before)
 	})
 	t.Run("Ctrl-C in the middle", func(t *testing.T) {
 		for _, when := range []string{"check and fix", "make the pod network", "make certificates"} {
@@ -88,7 +80,7 @@ func TestUpDown(t *testing.T) {
 			if !strings.Contains(up.Output(), "interrupted") {
 				t.Errorf("up printed %s", up.Output())
 			}
-			unchanged(t, c, before)
+			c.Unchanged(before)
 		}
 	})
 	t.Run("Ctrl-C of a cluster in the foreground", func(t *testing.T) {
@@ -99,7 +91,7 @@ func TestUpDown(t *testing.T) {
 		}
 		up.Signal("INT")
 		c.Await("the end of up", time.Minute, up.Ended)
-		unchanged(t, c, before)
+		c.Unchanged(before)
 	})
 	t.Run("an image archive that is none", func(t *testing.T) {
 		bad := cluster.Images + "/bad.tar"
@@ -109,25 +101,25 @@ func TestUpDown(t *testing.T) {
 			t.Errorf("up gives %v, and prints %s", err, output)
 		}
 		c.Must("rm", bad)
-		unchanged(t, c, before)
+		c.Unchanged(before)
 	})
 	t.Run("again and again", func(t *testing.T) {
 		var slowest time.Duration
 		for range cycles {
 			slowest = max(slowest, c.Up())
-			down(t, c)
+			c.Down()
 		}
-		unchanged(t, c, before)
+		c.Unchanged(before)
 		t.Logf("the slowest of %d starts took %.1f s", cycles, slowest.Seconds())
 	})
 	t.Run("purge", func(t *testing.T) {
 		if output, err := c.K3s9p("down", "--purge"); err != nil {
 			t.Fatalf("k3s9p down --purge: %v\n%s", err, output)
 		}
-		if output, err := c.Try(time.Minute, "ls", "-A", data); err == nil {
-			t.Errorf("%s has still %s", data, output)
+		if output, err := c.Try(time.Minute, "ls", "-A", cluster.Data); err == nil {
+			t.Errorf("%s has still %s", cluster.Data, output)
 		}
-		unchanged(t, c, before)
+		c.Unchanged(before)
 	})
 }
 
@@ -135,21 +127,49 @@ func TestUpDown(t *testing.T) {
 // namespace, and the containers have to be found otherwise.
 func TestKilledWithoutCgroups(t *testing.T) {
 	c := cluster.Start(t, gvisor.Options{NoCgroups: true})
-	before := snapshot(c)
+	before := c.Snapshot()
 	c.Up()
 	c.Kubectl("run", "killed", "--image=k3s9p.local/web:1", "--image-pull-policy=Never")
 	c.Kubectl("wait", "--for=condition=ready", "pod/killed", "--timeout=60s")
-	if !strings.Contains(snapshot(c), "process web") {
+	if !strings.Contains(c.Snapshot(), "process web") {
 		t.Error("no container runs that could be left: the comparison would prove nothing")
 	}
 	c.Must("pkill", "-KILL", "-f", "^k3s9p-supervisor")
-	down(t, c)
-	unchanged(t, c, before)
+	c.Down()
+	c.Unchanged(before)
 }
 
-func down(t *testing.T, c *cluster.Cluster) {
+// plan is what two plans have to agree on: not what was seen, which moves.
+type plan struct {
+	Changes  []string
+	Choices  map[string]string
+	Settings config.Settings
+}
+
+// check is the plan that up would follow.
+func check(c *cluster.Cluster) plan {
+	var p blocker.Plan
+	c.Ask(&p, "check")
+	return planOf(p)
+}
+
+// done is the plan that was followed.
+func done(t *testing.T, c *cluster.Cluster) plan {
 	t.Helper()
-	if output, err := c.K3s9p("down"); err != nil {
-		t.Fatalf("k3s9p down: %v\n%s", err, output)
+	state := c.Status()
+	if state.Plan == nil {
+		t.Fatal("status has no plan")
 	}
+	return planOf(*state.Plan)
+}
+
+func planOf(p blocker.Plan) plan {
+	result := plan{Choices: make(map[string]string), Settings: p.Settings}
+	for _, change := range p.Changes {
+		result.Changes = append(result.Changes, change.What)
+	}
+	for _, choice := range p.Choices {
+		result.Choices[choice.Subject] = choice.Value
+	}
+	return result
 }

@@ -22,6 +22,7 @@ import (
 
 	"k3s9p/internal/blocker"
 	"k3s9p/internal/config"
+	"k3s9p/internal/journal"
 	"k3s9p/internal/node"
 	"k3s9p/internal/probe"
 	"k3s9p/test/gvisor/inside/fixed"
@@ -31,8 +32,8 @@ const usage = `usage:
   inside init                      process 1
   inside http METHOD URL           what a URL answers
   inside statfs PATH               type, bytes (all, free, available), inodes (all, free)
-  inside check SETTINGS            the findings of all blockers
-  inside fix SETTINGS ID,…         fix all that is found but those, and write the configuration
+  inside plan SETTINGS             what would be done
+  inside fix SETTINGS ID,…         do it, except about those blockers, and write the configuration
   inside cri-ready SETTINGS        whether containerd's CRI service is there
   inside import SETTINGS ARCHIVE…  give images to containerd
   inside fuse-overlayfs            whether that works
@@ -60,10 +61,10 @@ func main() {
 		ask(args[0], args[1])
 	case os.Args[1] == "statfs" && len(args) == 1:
 		statfs(args[0])
-	case os.Args[1] == "check" && len(args) == 1:
-		findings, err := blocker.Check(context.Background(), host(settings(args[0])))
+	case os.Args[1] == "plan" && len(args) == 1:
+		plan, err := blocker.Make(context.Background(), host(settings(args[0])))
 		check(err)
-		show(findings)
+		show(plan)
 	case os.Args[1] == "fix" && len(args) == 2:
 		fix(settings(args[0]), args[1])
 	case os.Args[1] == "cri-ready" && len(args) == 1:
@@ -75,7 +76,7 @@ func main() {
 			check(node.ImportImages(context.Background(), filepath.Join(programs, "ctr"), os.Environ(), settings(args[0]).Containerd, archive))
 		}
 	case os.Args[1] == "undo" && len(args) == 0:
-		check(blocker.Undo(host(&config.Settings{})))
+		check(blocker.Undo(fixes))
 	case os.Args[1] == "fuse-overlayfs" && len(args) == 0:
 		err := probe.FuseOverlay(context.Background(), data)
 		if err == nil {
@@ -91,24 +92,28 @@ func main() {
 	}
 }
 
-func settings(text string) *config.Settings {
-	var s config.Settings
+func settings(text string) (s config.Settings) {
 	check(json.Unmarshal([]byte(text), &s))
-	return &s
+	return s
 }
 
-func host(s *config.Settings) *blocker.Host {
+func host(s config.Settings) *blocker.Host {
 	return &blocker.Host{Data: data, Programs: programs, Plugins: plugins, Settings: s}
 }
 
-// fix does what bringing up a node does before the programs start.
-func fix(s *config.Settings, except string) {
+// fixes is the journal.
+var fixes = journal.Journal{Dir: filepath.Join(data, "fixes")}
+
+// fix does what bringing up a node does before the programs start. The mounts last as
+// long as the sandbox.
+func fix(s config.Settings, except string) {
 	check(os.MkdirAll(data, 0o755))
-	findings, err := blocker.Fix(context.Background(), host(s), strings.FieldsFunc(except, func(r rune) bool { return r == ',' })...)
+	plan, err := blocker.Make(context.Background(), host(s), strings.FieldsFunc(except, func(r rune) bool { return r == ',' })...)
 	check(err)
-	files, err := s.Write(configuration)
+	check(plan.Apply(fixes, func(string) bool { return true }))
+	files, err := plan.Settings.Write(configuration)
 	check(err)
-	show(fixed.Machine{Settings: *s, Files: files, Findings: findings})
+	show(fixed.Machine{Plan: plan, Files: files})
 }
 
 func show(v any) { check(json.NewEncoder(os.Stdout).Encode(v)) }

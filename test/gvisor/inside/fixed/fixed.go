@@ -9,7 +9,6 @@ import (
 
 // Machine is one that the node's programs can start on.
 type Machine struct {
-	Settings config.Settings   `json:"settings"` // after the fixes
-	Files    config.Files      `json:"files"`
-	Findings []blocker.Finding `json:"findings"` // before them
+	Plan  blocker.Plan `json:"plan"` // that was followed
+	Files config.Files `json:"files"`
 }

@@ -1,0 +1,60 @@
+package blocker
+
+import (
+	"context"
+	"errors"
+
+	"k3s9p/internal/config"
+	"k3s9p/internal/nat"
+	"k3s9p/internal/probe"
+)
+
+// jumbo is the MTU of the pod network where packets never leave it but by the
+// proxy: gVisor drops segments that it has put together itself if they are larger
+// than the MTU (gvisor#14011), so that with the default one pods exchange less
+// than 1 MB/s.
+const jumbo = 65535
+
+var masquerade = Blocker{
+	ID:      "masquerade",
+	Title:   "no MASQUERADE",
+	Symptom: "failed to set up masquerade",
+	Source:  "containernetworking/plugins pkg/ip/ipmasq_linux.go; gVisor pkg/sentry/socket/netfilter has neither the target MASQUERADE nor the match comment",
+	Remedy:  Setting,
+	Check: func(ctx context.Context, h *Host) (Answer, string) {
+		backend, err := firstBackend(ctx, probe.MasqueradePods)
+		if err != nil {
+			return seen(err, "")
+		}
+		h.backend = backend
+		return Fine, "the kernel took a rule with MASQUERADE, by " + backend.String()
+	},
+	Default: "a proxy works everywhere",
+	Decide: func(ctx context.Context, d *decision) {
+		egress := &d.settings().Network.Egress
+		backend, err := firstBackend(ctx, probe.ProxyPods)
+		if err != nil {
+			*egress = config.Egress{Way: config.NoEgress}
+			d.reason += "; " + oneLine(err)
+			d.choose(Egress, "none: pods reach nothing outside of the cluster")
+			return
+		}
+		*egress = config.Egress{Way: config.Proxy, Backend: backend.String()}
+		d.settings().Network.MTU = jumbo
+		d.choose(Egress, "TCP by a proxy in userspace, UDP by "+backend.String()+"; MTU 65535")
+	},
+}
+
+// firstBackend is the first back end that takes the rules. The error says of each
+// why not; that it could not be told of one is no answer for the others.
+func firstBackend(ctx context.Context, take func(context.Context, nat.Backend) error) (nat.Backend, error) {
+	var failures error
+	for _, backend := range nat.Backends() {
+		err := take(ctx, backend)
+		if err == nil {
+			return backend, nil
+		}
+		failures = errors.Join(failures, err)
+	}
+	return nil, failures
+}

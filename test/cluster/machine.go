@@ -1,0 +1,58 @@
+package cluster
+
+import (
+	"encoding/json"
+	"strings"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"k3s9p/internal/node"
+)
+
+// Data is the directory of the node's data.
+const Data = node.DefaultData
+
+// Snapshot is what a node could leave in the sandbox, except for its data.
+func (c *Cluster) Snapshot() string { return c.Must("inside", "snapshot", Data) }
+
+// Unchanged compares the sandbox with an earlier snapshot. What the kernel takes away a
+// moment later, such as the devices of a network namespace, has that moment.
+func (c *Cluster) Unchanged(before string) {
+	c.t.Helper()
+	var diff string
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		if diff = cmp.Diff(strings.Split(before, "\n"), strings.Split(c.Snapshot(), "\n")); diff == "" {
+			return
+		}
+	}
+	c.t.Errorf("the machine is not as it was:\n%s", diff)
+}
+
+// Down has to succeed.
+func (c *Cluster) Down() {
+	c.t.Helper()
+	if output, err := c.K3s9p("down"); err != nil {
+		c.t.Fatalf("k3s9p down: %v\n%s", err, output)
+	}
+}
+
+// Status is what k3s9p status says.
+func (c *Cluster) Status() node.State {
+	c.t.Helper()
+	var s node.State
+	c.Ask(&s, "status")
+	return s
+}
+
+// Ask runs a command that answers in JSON.
+func (c *Cluster) Ask(answer any, command string) {
+	c.t.Helper()
+	output, err := c.K3s9p(command, "-o", "json")
+	if err == nil {
+		err = json.Unmarshal([]byte(output), answer)
+	}
+	if err != nil {
+		c.t.Fatalf("k3s9p %s: %v\n%s", command, err, output)
+	}
+}
