@@ -19,7 +19,7 @@ type Scenario struct {
 }
 
 // All are the scenarios, in the order in which they run.
-var All = []Scenario{{"cluster", true}, {"rootless", true}, {"application", false}, {"updown", false}, {"native", false}, {"experiment", false}, {"pods", true}, {"stats", true}, {"overlayroot", false}, {"hungmount", false}}
+var All = []Scenario{{"cluster", true}, {"rootless", true}, {"application", false}, {"updown", false}, {"crash", false}, {"poor", false}, {"native", false}, {"experiment", false}, {"pods", true}, {"stats", true}, {"overlayroot", false}, {"hungmount", false}}
 
 func names() []string {
 	var names []string
