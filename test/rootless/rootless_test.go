@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 
 	"k3s9p/test/cluster"
@@ -56,7 +55,7 @@ func TestRootless(t *testing.T) {
 		root = gvisor.NinePRoot
 	}
 	c := start(t, root)
-	before := snapshot(c)
+	before := c.Snapshot()
 	t.Run("check and a dry run say so", func(t *testing.T) {
 		for _, args := range [][]string{{"check"}, {"up", "--dry-run"}} {
 			output, err := c.K3s9p(args...)
@@ -67,7 +66,7 @@ func TestRootless(t *testing.T) {
 		if output, err := c.K3s9p("up", "--rootless=never"); err == nil || !strings.Contains(output, "CAP_SYS_ADMIN") {
 			t.Errorf("k3s9p up --rootless=never: %v\n%s", err, output)
 		}
-		unchanged(t, c, before)
+		c.Unchanged(before)
 	})
 	c.Up()
 	pods := deploy(c)
@@ -110,7 +109,7 @@ func TestRootless(t *testing.T) {
 		if output, err := c.K3s9p("down", "--purge"); err != nil {
 			t.Fatalf("k3s9p down --purge: %v\n%s", err, output)
 		}
-		unchanged(t, c, before)
+		c.Unchanged(before)
 	})
 }
 
@@ -120,12 +119,12 @@ func killed(t *testing.T, c *cluster.Cluster) {
 	for _, part := range []string{"k3s9p-outside", "k3s9p-supervisor"} {
 		// The cluster remembers a pod as ready until the kubelet says otherwise.
 		c.Await("something that could be left, without which the comparison proves nothing", 30*time.Second, func() bool {
-			during := snapshot(c)
+			during := c.Snapshot()
 			return strings.Contains(during, "process containerd-shim") && strings.Contains(during, "process web")
 		})
 		c.Must("pkill", "-KILL", "-f", "^"+part)
 		c.Await("the end of all processes after SIGKILL of "+part, 30*time.Second, func() bool {
-			during := snapshot(c)
+			during := c.Snapshot()
 			return !strings.Contains(during, "process containerd") && !strings.Contains(during, "process web") && !strings.Contains(during, "process k3s9p")
 		})
 		c.Up()
@@ -195,17 +194,4 @@ func fromOutside(c *cluster.Cluster, address string) string {
 		return err
 	})
 	return string(answer)
-}
-
-func snapshot(c *cluster.Cluster) string { return c.Must("inside", "snapshot", "/var/lib/k3s9p") }
-
-func unchanged(t *testing.T, c *cluster.Cluster, before string) {
-	t.Helper()
-	var diff string
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
-		if diff = cmp.Diff(strings.Split(before, "\n"), strings.Split(snapshot(c), "\n")); diff == "" {
-			return
-		}
-	}
-	t.Errorf("the machine is not as it was:\n%s", diff)
 }
