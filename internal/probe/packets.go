@@ -30,8 +30,9 @@ var (
 const (
 	proxyPort = 15001
 	anyPort   = 7
-	// answerTime is how long a packet may take within one kernel.
-	answerTime = 2 * time.Second
+	// answerTime is how long a packet may take within one kernel, on a busy machine.
+	// Both probes together have less than limit.
+	answerTime = 4 * time.Second
 )
 
 // masqueradedPacket gives the kernel the rule for pods to leave by, sends a packet as a
