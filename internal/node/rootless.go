@@ -79,6 +79,9 @@ func FindRung(ctx context.Context, asked string) (Rung, error) {
 		return Rung{}, hint.Add(fmt.Errorf("this process has not the privileges that a node needs, and --rootless=never forbids namespaces of its own: %w", refused),
 			"--rootless=auto")
 	}
+	if !userns.MapsAll() {
+		return Rung{}, noRung(refused, errors.New("in a user namespace it would have one id only, and images have files of several: that takes root with CAP_SETUID and CAP_SETGID"))
+	}
 	if err := probe.Namespaces(ctx); err != nil {
 		return Rung{}, noRung(refused, err)
 	}

@@ -79,6 +79,14 @@ func TestRootless(t *testing.T) {
 			}
 		}
 	})
+	t.Run("a name that the sandbox's resolver knows, at an address of loopback", func(t *testing.T) {
+		resolver := c.Background("sh", "-c", "exec /var/lib/k3s9p/bundle/*/bin/coredns -conf=/root/resolver")
+		defer resolver.Stop()
+		c.Await("the answer", 30*time.Second, func() bool {
+			answer, err := inPod(c, pods[0], "/lookup?name=outside.example")
+			return err == nil && answer == "192.0.2.53"
+		})
+	})
 	t.Run("a node port and a hostPort are on the sandbox's network", func(t *testing.T) {
 		for port, want := range map[string]string{"30080": names, "8088": "at-host-port"} {
 			c.Await("port "+port, 30*time.Second, func() bool {
@@ -134,7 +142,11 @@ func killed(t *testing.T, c *cluster.Cluster) {
 
 // start is a sandbox as docker run --runtime=runsc makes it.
 func start(t *testing.T, root gvisor.Root) *cluster.Cluster {
-	return cluster.Start(t, gvisor.Options{Docker: true, Root: root, Files: map[string]string{"/root/workload.yaml": "=" + workload}})
+	return cluster.Start(t, gvisor.Options{Docker: true, Root: root, Files: map[string]string{
+		"/root/workload.yaml": "=" + workload,
+		"/etc/resolv.conf":    "=nameserver 127.0.0.53\n",
+		"/root/resolver":      "=.:53 {\n    bind 127.0.0.53\n    hosts {\n        192.0.2.53 outside.example\n    }\n}\n",
+	}})
 }
 
 // deploy runs the workload, and returns the pods of the Deployment.
