@@ -307,8 +307,10 @@ type namespacesChange struct {
 	PID int `json:"pid"` // of the supervisor
 }
 
-// namespaced are the records of what ends with the namespaces.
-var namespaced = []string{rulesRecord, bridgeRecord, forwardRecord}
+// namespaced are the records of what ends with the namespaces. That packets are
+// forwarded is not among them: in gVisor /proc/sys/net is that of the machine's own
+// network, whoever asks (pkg/sentry/fsimpl/proc/tasks_sys.go), so it is taken back.
+var namespaced = []string{rulesRecord, bridgeRecord}
 
 // forgetNamespaces drops what is recorded of namespaces that have ended with their
 // processes, or are about to.
