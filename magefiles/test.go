@@ -23,8 +23,9 @@ var Aliases = map[string]any{"test": Test.All, "release": Release.Make}
 
 // All runs every test: lint, test:unit, test:upstream, test:sandbox. "mage test" is the same.
 func (t Test) All(ctx context.Context) error {
-	all := func(ctx context.Context) error { return t.Sandbox(ctx, nil, nil) }
-	for _, test := range []func(context.Context) error{Lint, t.Unit, t.Upstream, all} {
+	upstreams := func(ctx context.Context) error { return t.Upstream(ctx, nil) }
+	scenarios := func(ctx context.Context) error { return t.Sandbox(ctx, nil, nil, nil) }
+	for _, test := range []func(context.Context) error{Lint, t.Unit, upstreams, scenarios} {
 		if err := test(ctx); err != nil {
 			return err
 		}
@@ -37,14 +38,16 @@ func (Test) Unit(ctx context.Context) error {
 	return with(func(b *builder.Builder) error { return own.Test(ctx, b) })
 }
 
-// Upstream runs the test suites of the patched modules, stock against patched.
-func (Test) Upstream(ctx context.Context) error {
-	return with(func(b *builder.Builder) error { return upstream.Test(ctx, b) })
+// Upstream runs the test suites of the patched modules, stock against patched; -skip leaves out what needs root where this is not root.
+func (Test) Upstream(ctx context.Context, skip *bool) error {
+	return with(func(b *builder.Builder) error { return upstream.Test(ctx, b, given(skip, false)) })
 }
 
-// Sandbox runs the scenarios in real gVisor sandboxes with a 9p root: all, or the one whose name follows; -gvisor=today|YYYYMM in one gVisor only.
-func (Test) Sandbox(ctx context.Context, scenario, gvisor *string) error {
-	return with(func(b *builder.Builder) error { return sandbox.Test(ctx, b, given(scenario, ""), given(gvisor, "")) })
+// Sandbox runs the scenarios in real gVisor sandboxes with a 9p root: all, or the one whose name follows; -gvisor=today|YYYYMM in one gVisor only; -skip where no sandbox can be started.
+func (Test) Sandbox(ctx context.Context, scenario, gvisor *string, skip *bool) error {
+	return with(func(b *builder.Builder) error {
+		return sandbox.Test(ctx, b, sandbox.Options{Only: given(scenario, ""), GVisor: given(gvisor, ""), MaySkip: given(skip, false)})
+	})
 }
 
 // "mage test:sandbox experiment": mage takes an optional argument only with its
@@ -62,3 +65,6 @@ func init() {
 func Lint(ctx context.Context) error {
 	return with(func(b *builder.Builder) error { return own.Lint(ctx, b) })
 }
+
+// Docs brings the tables in docs/ to what the last "mage test:sandbox experiment" has seen.
+func Docs() error { return with(sandbox.UpdateDocs) }

@@ -50,6 +50,12 @@ func Main(m interface{ Run() int }) {
 	go func() {
 		<-signals
 		run.Lock() // no further sandbox starts
+		sandboxes, _ := leftover.Sandboxes(run.dir)
+		for _, sandbox := range sandboxes {
+			if kept, err := keepLogs(sandbox); err == nil {
+				fmt.Printf("interrupted: the logs of a sandbox are in %s\n", kept)
+			}
+		}
 		err := leftover.Remove(run.dir)
 		if err != nil { // the test was just making something
 			err = leftover.Remove(run.dir)

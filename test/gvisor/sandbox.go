@@ -33,6 +33,7 @@ import (
 
 	"k3s9p/internal/proof/contract"
 	"k3s9p/internal/proof/leftover"
+	"k3s9p/internal/workdir"
 )
 
 // Program is the path, here, of a file that the sandbox may get: see package contract.
@@ -40,6 +41,9 @@ func Program(name string) string { return run.Program(name) }
 
 // Reports is the directory that the reports of this run go to.
 func Reports() string { return run.Reports }
+
+// Name is how the gVisor of this run is called: today, or YYYYMM.
+func Name() string { return run.GVisor }
 
 // Bench is what a run that measures is told.
 func Bench() contract.Bench { return run.Bench }
@@ -269,9 +273,15 @@ var runscFlags = sync.OnceValue(func() string {
 	return string(output)
 })
 
+// execLimit is how long a program in the sandbox may take at most: what waits for one
+// has a shorter limit of its own.
+const execLimit = 5 * time.Minute
+
 // Exec runs a program in the sandbox and returns what it printed, on both
 // outputs. The error is that of the program, or of the context.
 func (s *Sandbox) Exec(ctx context.Context, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, execLimit)
+	defer cancel()
 	var output bytes.Buffer
 	cmd := s.command(ctx, append([]string{"exec", "--env=PATH=" + searchPath, s.id}, args...)...)
 	cmd.Stdout, cmd.Stderr = &output, &output
@@ -456,7 +466,11 @@ func sameMemory(a, b int) bool {
 // stop deletes the sandbox and, if the test failed, keeps the logs.
 func (s *Sandbox) stop() {
 	if s.t.Failed() {
-		s.keepLogs()
+		kept, err := keepLogs(s.dir)
+		if err != nil {
+			s.t.Error(err)
+		}
+		s.t.Logf("the logs of the sandbox are in %s", kept)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
@@ -468,25 +482,16 @@ func (s *Sandbox) stop() {
 	}
 }
 
-// keepLogs copies the logs of the programs to a directory that stays.
-func (s *Sandbox) keepLogs() {
-	kept, err := os.MkdirTemp("", "k3s9p-sandbox-")
-	if err != nil {
-		s.t.Error(err)
-		return
+// keepLogs copies the logs of the programs of a sandbox to a directory that stays.
+func keepLogs(sandbox string) (kept string, err error) {
+	if kept, err = os.MkdirTemp("", "k3s9p-sandbox-"); err != nil {
+		return "", err
 	}
-	logs, err := filepath.Glob(filepath.Join(s.dir, "*.log"))
-	s.must(err)
+	logs, err := filepath.Glob(filepath.Join(sandbox, "*.log"))
 	for _, log := range logs {
-		data, err := os.ReadFile(log)
-		if err == nil {
-			err = os.WriteFile(filepath.Join(kept, filepath.Base(log)), data, 0o644)
-		}
-		if err != nil {
-			s.t.Error(err)
-		}
+		err = errors.Join(err, workdir.CopyFile(log, filepath.Join(kept, filepath.Base(log)), 0o644))
 	}
-	s.t.Logf("the logs of the sandbox are in %s", kept)
+	return kept, err
 }
 
 func (s *Sandbox) must(err error) {

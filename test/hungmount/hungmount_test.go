@@ -29,7 +29,7 @@ func TestHungMount(t *testing.T) {
 	n.Kubelet.Stop()
 	n.StartKubelet()
 	n.AwaitHealthy()
-	n.CheckFilesystem()
+	n.CheckFilesystem(node.SharedDisk)
 	n.Run("later", node.Web())
 	n.AwaitRunning("later")
 	n.AwaitHealthy()

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -68,7 +69,7 @@ var standalone = []string{
 // Where the programs are in the sandbox, and the files of test:sandbox that they
 // are copies of.
 var programs = map[string]string{
-	"/usr/local/bin/kubelet":                 contract.Kube,
+	Kubelet:                                  contract.Kube,
 	"/usr/local/bin/containerd":              "containerd",
 	"/usr/local/bin/containerd-shim-runc-v2": "containerd-shim-runc-v2",
 	"/usr/local/bin/ctr":                     "ctr",
@@ -193,13 +194,30 @@ func (n *Node) StartContainerd() {
 	n.Must("inside", "import", settings, "/images/pause.tar", "/images/web.tar")
 }
 
+// Kubelet is where the node's kubelet is.
+const Kubelet = "/usr/local/bin/kubelet"
+
 // StartKubelet starts the kubelet.
 func (n *Node) StartKubelet() {
 	n.t.Helper()
-	n.okSince = time.Time{}
-	args := append([]string{"/usr/local/bin/kubelet"}, bringup.KubeletArgs(n.machine.Plan.Settings, n.machine.Files, Name)...)
-	n.Kubelet = n.Background(append(args, standalone...)...)
+	n.StartOther(Kubelet, "")
 }
+
+// StartOther starts another kubelet than the node's, with further arguments. Where
+// there is a script for sh(1), it runs before: in a mount namespace of their own, so
+// that what it mounts ends with the kubelet.
+func (n *Node) StartOther(program, script string, args ...string) {
+	n.t.Helper()
+	n.okSince = time.Time{}
+	args = slices.Concat([]string{program}, bringup.KubeletArgs(n.machine.Plan.Settings, n.machine.Files, Name), standalone, args)
+	if script != "" {
+		args = append([]string{"unshare", "--mount", "sh", "-c", script + ` && exec "$@"`, "sh"}, args...)
+	}
+	n.Kubelet = n.Background(args...)
+}
+
+// Config is the file of the kubelet's configuration.
+func (n *Node) Config() string { return n.machine.Files.Kubelet }
 
 // Restart stops and starts containerd and the kubelet, with the configuration as
 // it is now.

@@ -37,18 +37,23 @@ func (n *Node) Statfs() Disk {
 	return d
 }
 
+// By how many bytes what is reported as available may be another number than what
+// statfs says: a sample is up to a minute old, and the node writes meanwhile, logs and
+// what a pod leaves. On the machine's own disk others write as well.
+const (
+	QuietDisk  = 64 << 20
+	SharedDisk = 2 << 30
+)
+
 // CheckFilesystem compares what the kubelet reports of the node's filesystem with
-// statfs.
-func (n *Node) CheckFilesystem() {
+// statfs. What is available may differ by slack bytes.
+func (n *Node) CheckFilesystem(slack uint64) {
 	n.t.Helper()
 	before, summary, after := n.Statfs(), n.Summary(), n.Statfs()
 	fs := summary.Node.Fs
 	if *fs.CapacityBytes != after.Bytes {
 		n.t.Errorf("the node's filesystem has %d bytes, statfs says %d", *fs.CapacityBytes, after.Bytes)
 	}
-	// The disk is the machine's, others use it meanwhile, and the sample is up to a
-	// minute old.
-	const slack = 2 << 30
 	low, high := min(before.Available, after.Available), max(before.Available, after.Available)
 	if fs.AvailableBytes == nil || *fs.AvailableBytes+slack < low || *fs.AvailableBytes > high+slack {
 		n.t.Errorf("%v bytes are available, statfs says %d to %d", fs.AvailableBytes, low, high)

@@ -3,44 +3,49 @@ package stats
 import (
 	"fmt"
 	"math"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
+	"k3s9p/test/gvisor"
 	"k3s9p/test/node"
 )
 
+// The root is on a disk of its own, which nobody else uses meanwhile.
+var disk = gvisor.Options{DiskGiB: 16, AvailableMiB: 12 << 10}
+
 func TestStats(t *testing.T) {
-	n := node.Start(t, node.Options{})
+	n := node.Start(t, node.Options{Sandbox: disk})
 	n.Run("load", node.Web())
 	pod := n.AwaitRunning("load")
 
-	t.Run("filesystem", func(t *testing.T) { n.CheckFilesystem() })
+	t.Run("filesystem", func(t *testing.T) { n.CheckFilesystem(node.QuietDisk) })
 	t.Run("node memory", func(t *testing.T) {
-		var reported, used float64
-		n.Await("a working set within 15 % of what /proc/meminfo says is used", 60*time.Second, func() bool {
-			memory := n.Summary().Node.Memory
-			if memory == nil || memory.WorkingSetBytes == nil {
-				return false
-			}
-			reported, used = float64(*memory.WorkingSetBytes), usedMemory(t, n)
-			return math.Abs(reported/used-1) <= 0.15
-		})
-		t.Logf("reported %.0f MB, used %.0f MB", reported/1e6, used/1e6)
+		memory := n.Summary().Node.Memory
+		if memory == nil || memory.WorkingSetBytes == nil {
+			t.Fatal("the kubelet reports no memory of the node")
+		}
+		near(t, "the node's working set against what /proc/meminfo says is used", float64(*memory.WorkingSetBytes), used(meminfo(t, n)), 0.15)
 	})
 	t.Run("metrics", func(t *testing.T) {
-		for path, names := range map[string][]string{
-			"/metrics/cadvisor": {"container_cpu_usage_seconds_total", "container_memory_working_set_bytes", "container_fs_limit_bytes", "machine_memory_bytes"},
-			"/metrics/resource": {"node_cpu_usage_seconds_total", "node_memory_working_set_bytes", "container_memory_working_set_bytes"},
-		} {
-			text := n.Ask(path)
-			for _, name := range names {
-				if !strings.Contains(text, "\n"+name) {
-					t.Errorf("%s has no %s", path, name)
-				}
-			}
+		info, fs, now := meminfo(t, n), n.Statfs(), container(t, n)
+		cadvisor, resource := n.Ask("/metrics/cadvisor"), n.Ask("/metrics/resource")
+		near(t, "machine_memory_bytes", metric(t, cadvisor, "machine_memory_bytes"), info["MemTotal:"], 0)
+		near(t, "container_fs_limit_bytes", metric(t, cadvisor, "container_fs_limit_bytes", `id="/"`, rootDevice(t, n)), float64(fs.Bytes), 0)
+		near(t, "container_memory_working_set_bytes of cAdvisor", metric(t, cadvisor, "container_memory_working_set_bytes", `container="web"`), float64(memory(now)), 0.25)
+		near(t, "container_memory_working_set_bytes", metric(t, resource, "container_memory_working_set_bytes", `container="web"`), float64(memory(now)), 0.25)
+		near(t, "node_memory_working_set_bytes", metric(t, resource, "node_memory_working_set_bytes"), used(info), 0.15)
+		// The processors of the sandbox cannot have worked longer than it has run.
+		most := float64(processors(t, n)) * uptime(t, n)
+		if got := metric(t, resource, "node_cpu_usage_seconds_total"); got <= 0 || got > most {
+			t.Errorf("node_cpu_usage_seconds_total is %v, of at most %v", got, most)
+		}
+		if got := metric(t, cadvisor, "container_cpu_usage_seconds_total", `container="web"`); got <= 0 || got > most {
+			t.Errorf("container_cpu_usage_seconds_total is %v, of at most %v", got, most)
 		}
 	})
 	t.Run("memory follows a load", func(t *testing.T) {
@@ -48,26 +53,65 @@ func TestStats(t *testing.T) {
 		if _, err := n.HTTP(pod, "/hold?mib=100"); err != nil {
 			t.Fatal(err)
 		}
-		n.Await("100 MiB more in the working set", 60*time.Second, func() bool {
-			return memory(container(t, n)) >= memory(before)+90<<20
-		})
+		after := sampleAfter(t, n, before)
+		if more := int64(memory(after)) - int64(memory(before)); more < 90<<20 || more > 130<<20 {
+			t.Errorf("100 MiB are reported as %d MiB more", more>>20)
+		}
 	})
 	t.Run("CPU follows a load", func(t *testing.T) {
 		before := container(t, n)
 		if _, err := n.HTTP(pod, "/burn?s=5"); err != nil {
 			t.Fatal(err)
 		}
-		n.Await("4 s of CPU time more", 60*time.Second, func() bool {
-			return cpu(container(t, n)) >= cpu(before)+4*uint64(time.Second)
-		})
-		if got := cpu(container(t, n)) - cpu(before); got > 8*uint64(time.Second) {
-			t.Errorf("5 s of one processor are reported as %v", time.Duration(got))
+		after := sampleAfter(t, n, before)
+		if more := time.Duration(cpu(after) - cpu(before)); more < 4*time.Second || more > 8*time.Second {
+			t.Errorf("5 s of one processor are reported as %v more", more)
 		}
 	})
 }
 
-// usedMemory is MemTotal - MemFree of the sandbox, in bytes.
-func usedMemory(t *testing.T, n *node.Node) float64 {
+// near is an error unless a figure is what it should be, up to a part of it.
+func near(t *testing.T, what string, got, want, part float64) {
+	t.Helper()
+	if math.Abs(got-want) > part*want {
+		t.Errorf("%s is %.0f, and should be %.0f, give or take %.0f %%", what, got, want, 100*part)
+	}
+}
+
+// metric is the value of the only sample of a name with some labels, in the text format
+// of Prometheus.
+func metric(t *testing.T, text, name string, labels ...string) float64 {
+	t.Helper()
+	var found []float64
+	for line := range strings.Lines(text) {
+		rest, ok := strings.CutPrefix(line, name)
+		if !ok || rest[0] != '{' && rest[0] != ' ' {
+			continue
+		}
+		set, values, _ := strings.Cut(rest, " ")
+		if end := strings.LastIndex(rest, "}"); end >= 0 {
+			set, values = rest[:end], rest[end+1:]
+		}
+		for _, label := range labels {
+			ok = ok && strings.Contains(set, label)
+		}
+		if !ok {
+			continue
+		}
+		value, err := strconv.ParseFloat(strings.Fields(values)[0], 64)
+		if err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		found = append(found, value)
+	}
+	if len(found) != 1 {
+		t.Fatalf("%s with %v is there %d times", name, labels, len(found))
+	}
+	return found[0]
+}
+
+// meminfo is /proc/meminfo of the sandbox, in bytes.
+func meminfo(t *testing.T, n *node.Node) map[string]float64 {
 	t.Helper()
 	values := make(map[string]float64)
 	for line := range strings.Lines(n.Read("/proc/meminfo")) {
@@ -80,10 +124,38 @@ func usedMemory(t *testing.T, n *node.Node) float64 {
 	if values["MemTotal:"] == 0 || values["MemFree:"] == 0 {
 		t.Fatalf("/proc/meminfo: %v", values)
 	}
-	return values["MemTotal:"] - values["MemFree:"]
+	return values
 }
 
-// container is the sample of the pod's only container.
+// rootDevice is the label of the root filesystem's partition: gVisor names no device,
+// so it is the source with the device's numbers (docs/filesystems.md).
+func rootDevice(t *testing.T, n *node.Node) string {
+	t.Helper()
+	mounts, err := mountinfo.GetMountsFromReader(strings.NewReader(n.Read("/proc/self/mountinfo")), mountinfo.SingleEntryFilter("/"))
+	if err != nil || len(mounts) != 1 {
+		t.Fatalf("the root in the mount table: %v, %v", mounts, err)
+	}
+	return fmt.Sprintf(`device="%s_%d-%d"`, mounts[0].Source, mounts[0].Major, mounts[0].Minor)
+}
+
+func used(meminfo map[string]float64) float64 { return meminfo["MemTotal:"] - meminfo["MemFree:"] }
+
+func processors(t *testing.T, n *node.Node) int {
+	t.Helper()
+	return strings.Count("\n"+n.Read("/proc/cpuinfo"), "\nprocessor")
+}
+
+// uptime of the sandbox, in seconds.
+func uptime(t *testing.T, n *node.Node) float64 {
+	t.Helper()
+	var seconds float64
+	if _, err := fmt.Sscan(n.Read("/proc/uptime"), &seconds); err != nil {
+		t.Fatalf("/proc/uptime: %v", err)
+	}
+	return seconds
+}
+
+// container is the newest sample of the pod's only container.
 func container(t *testing.T, n *node.Node) stats.ContainerStats {
 	t.Helper()
 	var found stats.ContainerStats
@@ -99,6 +171,29 @@ func container(t *testing.T, n *node.Node) stats.ContainerStats {
 		return false
 	})
 	return found
+}
+
+// sampleAfter is the first sample of the container that was taken after now: whatever
+// it says is the answer.
+func sampleAfter(t *testing.T, n *node.Node, before stats.ContainerStats) stats.ContainerStats {
+	t.Helper()
+	loaded := now(t, n)
+	after := before
+	n.Await("a new sample of the container", 60*time.Second, func() bool {
+		after = container(t, n)
+		return after.CPU.Time.Unix() > loaded && after.Memory.Time.Unix() > loaded
+	})
+	return after
+}
+
+// now is the time in the sandbox, in seconds since 1970.
+func now(t *testing.T, n *node.Node) int64 {
+	t.Helper()
+	seconds, err := strconv.ParseInt(strings.TrimSpace(n.Must("date", "+%s")), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return seconds
 }
 
 func memory(c stats.ContainerStats) uint64 {

@@ -14,7 +14,8 @@ const variable = "K3S9P_SANDBOX"
 // Run is what a scenario is given.
 type Run struct {
 	Programs  string `json:"programs"`  // the directory of the files below
-	Runsc     string `json:"runsc"`     // the gVisor among them
+	GVisor    string `json:"gvisor"`    // today, or YYYYMM
+	Runsc     string `json:"runsc"`     // that gVisor among the files
 	Sandboxes string `json:"sandboxes"` // the directory that sandboxes are made in
 	Reports   string `json:"reports"`   // the directory that reports go to
 	Bench     Bench  `json:"bench,omitzero"`

@@ -18,8 +18,14 @@ type Scenario struct {
 	Everywhere bool
 }
 
+// experiment is the scenario that writes a report.
+const experiment = "experiment"
+
 // All are the scenarios, in the order in which they run.
-var All = []Scenario{{"cluster", true}, {"rootless", true}, {"application", false}, {"updown", false}, {"crash", false}, {"poor", false}, {"native", false}, {"experiment", false}, {"pods", true}, {"stats", true}, {"overlayroot", false}, {"hungmount", false}}
+var All = []Scenario{
+	{"cluster", true}, {"rootless", true}, {"application", false}, {"updown", false}, {"crash", false}, {"poor", false},
+	{"native", false}, {experiment, true}, {"pods", true}, {"stats", true}, {"overlayroot", false}, {"hungmount", false},
+}
 
 func names() []string {
 	var names []string
