@@ -26,9 +26,10 @@ import (
 	controllermanageroptions "k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
 	scheduleroptions "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
+	metricsserver "sigs.k8s.io/metrics-server/cmd/metrics-server/app/options"
 )
 
-const controlPlaneUsage = `usage: kube-control-plane kube-apiserver FLAGS -- kube-controller-manager FLAGS -- kube-scheduler FLAGS`
+const controlPlaneUsage = `usage: kube-control-plane kube-apiserver FLAGS -- kube-controller-manager FLAGS -- kube-scheduler FLAGS [-- metrics-server FLAGS]`
 
 // controlPlane is kube-apiserver, kube-controller-manager and kube-scheduler in one
 // process, as in k3s: they share what each of them would otherwise have of its own,
@@ -42,6 +43,7 @@ type controlPlane struct {
 	apiserver  *apiserveroptions.ServerRunOptions
 	controller *controllermanageroptions.KubeControllerManagerOptions
 	scheduler  *scheduleroptions.Options
+	metrics    *metricsserver.Options // nil for none
 }
 
 // runControlPlane is the body of the program kube-control-plane.
@@ -79,6 +81,12 @@ func newControlPlane(args []string) (*controlPlane, error) {
 		parse("kube-scheduler", *c.scheduler.Flags, flags),
 	); err != nil {
 		return nil, err
+	}
+	if _, given := flags["metrics-server"]; given {
+		c.metrics = metricsserver.NewOptions()
+		if err := parse("metrics-server", c.metrics.Flags(), flags); err != nil {
+			return nil, err
+		}
 	}
 	// One registry of feature gates and versions, and one log: those of the apiserver.
 	if err := c.apiserver.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
@@ -150,6 +158,9 @@ func (c *controlPlane) run(ctx context.Context) error {
 	if ready {
 		controlled := start(stopControlling, "kube-controller-manager", func() error { return c.runControllerManager(controlling) })
 		scheduled := start(stopControlling, "kube-scheduler", func() error { return c.runScheduler(controlling) })
+		if c.metrics != nil {
+			go runMetricsServer(controlling, c.metrics)
+		}
 		time.AfterFunc(settled, settle)
 		err = errors.Join(<-controlled, <-scheduled)
 	}

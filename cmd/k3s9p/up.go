@@ -23,7 +23,7 @@ Ready, and k3s9p down ends it.`,
 		Example: `  k3s9p up                       # until Ctrl-C
   k3s9p up --detach              # in the background
   k3s9p up --images ./images     # import image archives, now and when they appear
-  k3s9p up --disable storage     # without a default StorageClass
+  k3s9p up --disable metrics     # without metrics-server
   k3s9p up --kubelet-arg max-pods=20`,
 		Args: cobra.NoArgs,
 	}

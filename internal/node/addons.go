@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"k3s9p/internal/blocker"
@@ -19,10 +20,11 @@ const (
 	dnsAddOn      = "dns"
 	servicesAddOn = "services"
 	storageAddOn  = "storage"
+	metricsAddOn  = "metrics"
 )
 
 // AddOns are all of them.
-var AddOns = []string{dnsAddOn, servicesAddOn, storageAddOn}
+var AddOns = []string{dnsAddOn, servicesAddOn, storageAddOn, metricsAddOn}
 
 // has reports whether an add-on is part of the cluster.
 func (o Options) has(addOn string) bool { return !slices.Contains(o.Disable, addOn) }
@@ -47,7 +49,7 @@ const addOnPrefix = "k3s9p-"
 // writeAddOns puts the manifests of the add-ons into the directory of manifests, and
 // removes those of what is disabled. It returns the names of the files.
 func (n *Node) writeAddOns() (names []string, err error) {
-	values := strings.NewReplacer("DNS_ADDRESS", n.cluster.DNS().String())
+	values := strings.NewReplacer("DNS_ADDRESS", n.cluster.DNS().String(), "METRICS_PORT", strconv.Itoa(metricsPort))
 	entries, err := addOnManifests.ReadDir("addons")
 	if err != nil {
 		return nil, err
@@ -95,6 +97,7 @@ func (n *Node) describeAddOns() []AddOn {
 	how := map[string]string{
 		dnsAddOn:      "CoreDNS at " + n.cluster.DNS().String(),
 		servicesAddOn: "by a proxy in userspace" + whyProxy(n.plan.Findings),
+		metricsAddOn:  topSilent,
 		storageAddOn:  "StorageClass local-path, directories in " + n.paths.storage(),
 	}
 	var all []AddOn

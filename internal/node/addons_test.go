@@ -20,11 +20,17 @@ func TestAddOnManifests(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, step := range []struct{ disable, objects []string }{
-		{nil, []string{"ClusterRole k3s9p:coredns", "ClusterRoleBinding k3s9p:coredns", "Service kube-system/kube-dns", "StorageClass local-path"}},
-		{[]string{"dns"}, []string{"StorageClass local-path"}},
-		{[]string{"storage", "services"}, []string{"ClusterRole k3s9p:coredns", "ClusterRoleBinding k3s9p:coredns", "Service kube-system/kube-dns"}},
+		{nil, []string{"ClusterRole k3s9p:coredns", "ClusterRoleBinding k3s9p:coredns", "Service kube-system/kube-dns",
+			"ClusterRole system:aggregated-metrics-reader", "ClusterRole system:metrics-server", "ClusterRoleBinding system:metrics-server", "ClusterRoleBinding metrics-server:system:auth-delegator", "Service kube-system/metrics-server", "APIService v1beta1.metrics.k8s.io", "StorageClass local-path"}},
+		{[]string{"dns", "metrics"}, []string{"StorageClass local-path"}},
+		{[]string{"storage", "services", "metrics"}, []string{"ClusterRole k3s9p:coredns", "ClusterRoleBinding k3s9p:coredns", "Service kube-system/kube-dns"}},
 	} {
 		n.options.Disable = step.disable
+		if !n.options.has(metricsAddOn) {
+			if err := n.metricsKubeconfig(t.Context()); err != nil {
+				t.Errorf("without metrics-server its kubeconfig: %v", err)
+			}
+		}
 		names, err := n.writeAddOns()
 		if err != nil {
 			t.Fatal(err)

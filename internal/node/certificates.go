@@ -79,7 +79,7 @@ func (n *Node) certificates(ctx context.Context) error {
 	}
 	const complete = "complete" // kubeadm was not interrupted
 	if _, err := os.Stat(n.paths.pkiFile(complete)); err == nil {
-		return n.kubeletCertificate()
+		return errors.Join(n.kubeletCertificate(), n.metricsKubeconfig(ctx))
 	}
 	// Nothing has used them yet, and kubeadm refuses a key without its certificate.
 	if err := errors.Join(rmtree.Tree(n.paths.pki()), rmtree.Tree(n.paths.kubeconfigs())); err != nil {
@@ -94,17 +94,23 @@ func (n *Node) certificates(ctx context.Context) error {
 		return err
 	})
 	rest.Go(func() error {
-		dns, err := n.kubeadm(ctx, "kubeconfig", "user", "--config="+file, "--client-name="+dnsUser, "--validity-period="+validity)
+		dns, err := n.userKubeconfig(ctx, dnsUser)
 		if err != nil {
 			return err
 		}
 		return writeFile(n.paths.conf("coredns"), dns, 0o600)
 	})
+	rest.Go(func() error { return n.metricsKubeconfig(ctx) })
 	rest.Go(n.kubeletCertificate)
 	if err := rest.Wait(); err != nil {
 		return err
 	}
 	return writeFile(n.paths.pkiFile(complete), nil, 0o600)
+}
+
+// userKubeconfig makes the kubeconfig of a user that is no administrator.
+func (n *Node) userKubeconfig(ctx context.Context, user string) ([]byte, error) {
+	return n.kubeadm(ctx, "kubeconfig", "user", "--config="+n.paths.etc("kubeadm.yaml"), "--client-name="+user, "--validity-period="+validity)
 }
 
 // kubeletCertificate makes what the kubelet serves with until down, signed by the

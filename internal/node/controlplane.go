@@ -44,6 +44,9 @@ func (n *Node) controlPlane(ctx context.Context) error {
 		[]string{"kube-apiserver"}, n.apiserverArgs(), flagsOf(n.options.APIServerArgs),
 		[]string{"--", "kube-controller-manager"}, n.controllerManagerArgs(), flagsOf(n.options.ControllerManagerArgs),
 		[]string{"--", "kube-scheduler"}, n.clientArgs("scheduler"), flagsOf(n.options.SchedulerArgs))
+	if n.options.has(metricsAddOn) {
+		args = slices.Concat(args, []string{"--", "metrics-server"}, n.metricsServerArgs())
+	}
 	if err := n.start(controlPlane, 20*time.Second, args...); err != nil {
 		return err
 	}

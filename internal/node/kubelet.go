@@ -54,7 +54,7 @@ func (n *Node) nodeReady(ctx context.Context) error {
 }
 
 // ready waits until a user can run a pod: the node is Ready, pods have a service
-// account, names resolve.
+// account, names resolve, and the APIs are complete.
 func (n *Node) ready(ctx context.Context) error {
 	account := func(ctx context.Context) error {
 		return n.client.get(ctx, "/api/v1/namespaces/default/serviceaccounts/default", nil)
@@ -62,6 +62,9 @@ func (n *Node) ready(ctx context.Context) error {
 	conditions := []func(context.Context) error{n.nodeReady, account}
 	if n.options.has(dnsAddOn) {
 		conditions = append(conditions, n.dnsAnswers)
+	}
+	if n.options.has(metricsAddOn) {
+		conditions = append(conditions, n.metricsAnswer)
 	}
 	for _, condition := range conditions {
 		if err := n.supervisor.Await(ctx, condition, kine, controlPlane, containerd, kubelet, coredns); err != nil {

@@ -51,6 +51,7 @@ var listening = []listener{
 	{"kube-apiserver", fmt.Sprintf(":%d", port)},
 	{kubelet, ":10250"},
 	{kubelet, "127.0.0.1:10248"},
+	{"metrics-server", fmt.Sprintf("127.0.0.1:%d", metricsPort)},
 }
 
 // portsFree tries each port. What a killed node of this directory still holds is

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -80,6 +81,17 @@ func (n *Node) note(change func(*State)) {
 	defer n.saving.Unlock()
 	change(&n.state)
 	n.save()
+}
+
+// noteAddOn says how an add-on is done, if that has changed.
+func (n *Node) noteAddOn(a AddOn) {
+	n.saving.Lock()
+	defer n.saving.Unlock()
+	i := slices.IndexFunc(n.state.AddOns, func(other AddOn) bool { return other.Name == a.Name })
+	if i >= 0 && n.state.AddOns[i] != a {
+		n.state.AddOns[i] = a
+		n.save()
+	}
 }
 
 // Status reads what a node says of itself, and looks whether that is still so.

@@ -258,7 +258,7 @@ func run(ctx context.Context, o order, tell func(report)) error {
 	go n.watchImages(ctx)
 	go n.followManifests(ctx)
 	for addOn, follow := range map[string]func(context.Context){
-		servicesAddOn: n.followServices, storageAddOn: n.followClaims,
+		servicesAddOn: n.followServices, storageAddOn: n.followClaims, metricsAddOn: n.followMetrics,
 	} {
 		if o.Options.has(addOn) {
 			go follow(ctx)

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 
 	"k3s9p/internal/node"
@@ -46,7 +47,8 @@ func TestApplication(t *testing.T) {
 		manifests + "next.yaml": "=" + backend,
 	}})
 	a := &application{c, t}
-	c.Up()
+	// The autoscaler looks every 15 s by default.
+	c.Up("--kube-controller-manager-arg=horizontal-pod-autoscaler-sync-period=3s")
 	t.Run("a manifest that does not parse is named, the others are applied", a.odd)
 	a.Background("sh", "-c", "exec /var/lib/k3s9p/bundle/*/bin/coredns -conf=/root/resolver")
 	a.Kubectl("wait", "--for=condition=available", "deployment/shop", "--namespace=shop", "--timeout=60s")
@@ -54,8 +56,11 @@ func TestApplication(t *testing.T) {
 	a.Kubectl("wait", "--for=condition=ready", "--all", "pod", "--timeout=60s")
 	t.Run("the application has what its chart gives it", a.parts)
 	t.Run("names", a.names)
+	burnt := a.burn()
 	t.Run("endpoints", a.endpoints)
 	t.Run("a port that somebody holds", a.held)
+	t.Run("kubectl top", func(t *testing.T) { a.top(t, burnt) })
+	t.Run("the autoscaler follows the load", a.scale)
 	t.Run("what leaves the directory leaves the cluster", a.prune)
 }
 
@@ -172,13 +177,15 @@ type answer struct {
 	last  time.Time
 }
 
-// load asks the Service from a pod for some time, and meanwhile does something.
-func (a *application) load(t *testing.T, seconds int, meanwhile func()) map[string]answer {
+// load asks the Service from a pod, does something, and asks for some seconds more.
+func (a *application) load(t *testing.T, seconds int, something func()) map[string]answer {
 	t.Helper()
+	const limit = 90 // seconds
 	var client corev1.Pod
 	a.Get(&client, "pod", "client")
-	load := a.Background("inside", "http", "GET", fmt.Sprintf("http://%s:8080/load?url=http://backend/&s=%d", client.Status.PodIP, seconds))
-	meanwhile()
+	load := a.Background("inside", "http", "GET", fmt.Sprintf("http://%s:8080/load?url=http://backend/&s=%d", client.Status.PodIP, limit))
+	something()
+	a.from("client", fmt.Sprintf("/enough?s=%d", seconds))
 	a.Await("the end of the load", time.Minute, load.Ended)
 	answers := make(map[string]answer)
 	for line := range strings.Lines(load.Output()) {
@@ -225,10 +232,21 @@ func (a *application) endpoints(t *testing.T) {
 			t.Errorf("of the pods %v answered %v", pods, answers)
 		}
 	})
+	t.Run("each gets datagrams", func(t *testing.T) {
+		answers := make(map[string]bool)
+		for range 4 {
+			answers[a.from("client", "/datagram?to=backend:81&text=who")] = true
+		}
+		for _, name := range namesOf(a.pods("default", selector)) {
+			if !answers[name] {
+				t.Errorf("%s did not answer: %v", name, answers)
+			}
+		}
+	})
 	t.Run("those of a killed pod are left within 2 s", func(t *testing.T) {
 		victim := a.pods("default", selector)[0].Name
 		var killed time.Time
-		answers := a.load(t, 6, func() {
+		answers := a.load(t, 4, func() {
 			a.Kubectl("delete", "pod", victim, "--force", "--grace-period=0")
 			killed = time.Now()
 		})
@@ -244,7 +262,7 @@ func (a *application) endpoints(t *testing.T) {
 	})
 	t.Run("a rolling update fails no request", func(t *testing.T) {
 		old := namesOf(a.pods("default", selector))
-		answers := a.load(t, 10, func() {
+		answers := a.load(t, 1, func() {
 			a.Kubectl("rollout", "restart", "deployment/backend")
 			a.Kubectl("rollout", "status", "deployment/backend", "--timeout=60s")
 		})
@@ -277,6 +295,111 @@ func (a *application) held(t *testing.T) {
 		t.Errorf("at its own address it answers %q", got)
 	}
 	a.Kubectl("delete", "service", "held")
+}
+
+// busy is a pod that keeps a processor busy, and how much it had used when.
+type busy struct {
+	pod  corev1.Pod
+	used float64 // seconds
+	at   time.Time
+}
+
+// hold is what it holds in memory besides, in MiB.
+const hold = 100
+
+func (a *application) burn() busy {
+	a.t.Helper()
+	b := busy{pod: a.shop()}
+	if _, err := a.HTTP(b.pod.Status.PodIP, fmt.Sprintf("/hold?mib=%d", hold)); err != nil {
+		a.t.Fatal(err)
+	}
+	a.Background("inside", "http", "GET", "http://"+b.pod.Status.PodIP+":8080/burn?s=120")
+	b.used, b.at = a.used(b.pod), time.Now()
+	return b
+}
+
+func (a *application) used(pod corev1.Pod) float64 {
+	a.t.Helper()
+	text, err := a.HTTP(pod.Status.PodIP, "/used")
+	seconds, parseErr := strconv.ParseFloat(text, 64)
+	if err != nil || parseErr != nil {
+		a.t.Fatalf("/used is %q, %v", text, err)
+	}
+	return seconds
+}
+
+// usage reads the cores and MiB that kubectl top shows in a line.
+func (a *application) usage(of ...string) (cores, mib float64, ok bool) {
+	output, err := a.K3s9p(append([]string{"kubectl", "top"}, of...)...)
+	for _, field := range strings.Fields(output) {
+		if text, is := strings.CutSuffix(field, "m"); is {
+			cores, _ = strconv.ParseFloat(text, 64)
+			cores /= 1000
+		}
+		if text, is := strings.CutSuffix(field, "Mi"); is {
+			mib, _ = strconv.ParseFloat(text, 64)
+		}
+	}
+	return cores, mib, err == nil && mib > 0
+}
+
+func (a *application) top(t *testing.T, b busy) {
+	var cores, mib, wanted float64
+	// The window of the numbers has to be one of the load.
+	a.Await("the load in kubectl top", time.Minute, func() bool {
+		var ok bool
+		cores, mib, ok = a.usage("pod", b.pod.Name, "--namespace=shop", "--no-headers")
+		wanted = (a.used(b.pod) - b.used) / time.Since(b.at).Seconds()
+		return ok && cores > wanted*0.7 && cores < wanted*1.4
+	})
+	t.Logf("the pod uses %.2f cores, kubectl top says %.2f, and %.0f MiB", wanted, cores, mib)
+	if wanted < 0.1 { // the machine has other things to do, but not that many
+		t.Errorf("%.2f cores are no load", wanted)
+	}
+	if mib < hold || mib > hold+100 {
+		t.Errorf("the pod holds %d MiB, kubectl top says %.0f", hold, mib)
+	}
+	nodeCores, nodeMiB, _ := a.usage("nodes", "--no-headers")
+	var total, available float64
+	for line := range strings.Lines(a.Read("/proc/meminfo")) {
+		fields := strings.Fields(line)
+		kib, _ := strconv.ParseFloat(fields[1], 64)
+		switch fields[0] {
+		case "MemTotal:":
+			total = kib / 1024
+		case "MemAvailable:":
+			available = kib / 1024
+		}
+	}
+	t.Logf("the node uses %.0f MiB by /proc/meminfo; kubectl top says %.2f cores, %.0f MiB", total-available, nodeCores, nodeMiB)
+	if nodeCores < cores*0.7 || nodeMiB < 0.5*(total-available) || nodeMiB > 1.3*(total-available) {
+		t.Errorf("the node: kubectl top says %.2f cores and %.0f MiB; of %.0f MiB %.0f are available", nodeCores, nodeMiB, total, available)
+	}
+	for addOn, want := range map[string]string{
+		"dns": "CoreDNS at 10.43.0.10", "services": "by a proxy in userspace: no netfilter that kube-proxy could use: ",
+		"storage": "directories in /var/lib/k3s9p/storage", "metrics": "kubectl top answers",
+	} {
+		a.Await("k3s9p status of "+addOn+" that says "+want, 10*time.Second, func() bool { return strings.Contains(a.how(addOn), want) })
+	}
+}
+
+// how is how a part of the cluster is done, as k3s9p status says.
+func (a *application) how(addOn string) string {
+	a.t.Helper()
+	for _, other := range a.state().AddOns {
+		if other.Name == addOn {
+			return other.How
+		}
+	}
+	return ""
+}
+
+func (a *application) scale(t *testing.T) {
+	a.Await("a second pod", time.Minute, func() bool {
+		var deployment appsv1.Deployment
+		a.Get(&deployment, "deployment", "shop", "--namespace=shop")
+		return deployment.Status.ReadyReplicas == 2
+	})
 }
 
 func (a *application) prune(t *testing.T) {

@@ -8,7 +8,7 @@
 //	web download URL      prints bytes and seconds of a download
 //	web upload URL MIB    the same of an upload
 //
-// It answers to
+// It answers each datagram with its host name, and to
 //
 //	/           its host name
 //	/get?url=U  what U answers: a request from inside of the pod
@@ -23,6 +23,7 @@
 //	/env?name=N       a variable of its environment
 //	/used             the seconds of processor time that it has used
 //	/load?url=U&s=N   what U answers for N seconds, again and again: see load
+//	/enough?s=N       ends that in N seconds at the latest
 //	/datagram?to=A&text=T   what a UDP server answers
 //	/bytes?mib=N      N MiB
 //	/receive          how many bytes were sent to it
@@ -139,6 +140,7 @@ func serve(address string) {
 		fmt.Fprintf(w, "%.3f", time.Duration(usage.Utime.Nano()+usage.Stime.Nano()).Seconds())
 	})
 	http.HandleFunc("/load", load)
+	http.HandleFunc("/enough", number("s", func(seconds int) { enough.Store(time.Now().Add(time.Duration(seconds) * time.Second).UnixNano()) }))
 	http.HandleFunc("/datagram", datagram)
 	http.HandleFunc("/bytes", func(w http.ResponseWriter, r *http.Request) {
 		mib, _ := strconv.Atoi(r.FormValue("mib"))
@@ -156,6 +158,11 @@ func serve(address string) {
 		mib, _ := strconv.Atoi(r.FormValue("mib"))
 		return upload(r.FormValue("url"), mib)
 	}))
+	datagrams, err := net.ListenPacket("udp", address)
+	if err != nil {
+		log.Fatal(err)
+	}
+	go answerDatagrams(datagrams, host)
 	log.Printf("serving on %s", address)
 	log.Fatal(http.ListenAndServe(address, nil))
 }
@@ -175,11 +182,14 @@ func get(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// enough is when a load is to end, in nanoseconds since 1970.
+var enough atomic.Int64
+
 // load asks four times at once, each on a connection of its own. It answers with a line
 // for each answer that there was: how often, when for the last time (seconds since 1970),
 // and the answer, or the error.
 func load(w http.ResponseWriter, r *http.Request) {
-	seconds, err := strconv.ParseFloat(r.FormValue("s"), 64)
+	seconds, err := strconv.Atoi(r.FormValue("s"))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
@@ -191,11 +201,11 @@ func load(w http.ResponseWriter, r *http.Request) {
 	var mu sync.Mutex
 	answers := make(map[string]times)
 	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	end := time.Now().Add(time.Duration(seconds * float64(time.Second)))
+	enough.Store(time.Now().Add(time.Duration(seconds) * time.Second).UnixNano())
 	var clients sync.WaitGroup
 	for range 4 {
 		clients.Go(func() {
-			for time.Now().Before(end) {
+			for time.Now().UnixNano() < enough.Load() {
 				answer := answerOf(client, r.FormValue("url"))
 				mu.Lock()
 				answers[answer] = times{answers[answer].n + 1, time.Now()}
@@ -222,6 +232,19 @@ func answerOf(client http.Client, url string) string {
 		return fmt.Sprint("error: ", response.Status, " ", err)
 	}
 	return strings.ReplaceAll(string(body), "\n", " ")
+}
+
+func answerDatagrams(conn net.PacketConn, answer string) {
+	question := make([]byte, 2048)
+	for {
+		_, from, err := conn.ReadFrom(question)
+		if err != nil {
+			log.Fatal(err)
+		}
+		if _, err := conn.WriteTo([]byte(answer), from); err != nil {
+			log.Print(err)
+		}
+	}
 }
 
 func datagram(w http.ResponseWriter, r *http.Request) {
