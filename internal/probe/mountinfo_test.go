@@ -26,6 +26,9 @@ func TestMountOf(t *testing.T) {
 		{"linux-cgroup-v1", "/var/lib/k3s9p", "/", "ext4", "/dev/vda"},
 		{"linux-cgroup-v1", "/run/netns/a", "/run/netns", "ext4", "/dev/vda"},
 		{"linux-cgroup-v1", "/run/netnsx", "/", "ext4", "/dev/vda"},
+		{"gvisor-202609", "/var/lib/k3s9p", "/", "9p", "none"},
+		{"gvisor-202609", "/dev/kmsg", "/dev", "dev", "none"},
+		{"gvisor-202509", "/dev/kmsg", "/dev", "tmpfs", "none"},
 		// Of two mounts at one place the later one is seen.
 		{"linux-cgroup-v1", "/dev/shm/a", "/dev/shm", "tmpfs", "tmpfs"},
 	} {
@@ -42,7 +45,7 @@ func TestUnshared(t *testing.T) {
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Errorf("%v\n%s", err, diff)
 	}
-	for name, want := range map[string]bool{"linux-cgroup-v1": true, "linux-propagation": false} {
+	for name, want := range map[string]bool{"linux-cgroup-v1": true, "linux-propagation": false, "gvisor-202609": true, "gvisor-202509": true} {
 		if got, err := unshared(table(t, name)); err != nil || slices.ContainsFunc(got, Unsharing.IsRoot) != want {
 			t.Errorf("%s: / is not shared: %v; %v", name, got, err)
 		}
@@ -53,7 +56,7 @@ func TestCgroups(t *testing.T) {
 	for _, c := range []struct {
 		table string
 		want  int
-	}{{"linux-cgroup-v1", 10}, {"linux-propagation", 0}} {
+	}{{"linux-cgroup-v1", 10}, {"linux-propagation", 0}, {"gvisor-202609", 0}} {
 		if got, err := cgroupMounts(table(t, c.table), CgroupRoot); err != nil || len(got) != c.want {
 			t.Errorf("%s: %v, %v", c.table, got, err)
 		}
