@@ -38,6 +38,7 @@ var steps []*step
 // run makes a step a subtest. It has failed until its function says otherwise.
 func run(t *testing.T, of report.Step, f func(t *testing.T, s *step)) {
 	t.Helper()
+	gvisor.Require(t) // otherwise there is nothing to report
 	s := &step{of}
 	s.Result = report.Failed
 	steps = append(steps, s)
