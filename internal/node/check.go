@@ -86,8 +86,13 @@ func (r Rung) planHere(ctx context.Context, o Options) (blocker.Plan, error) {
 	if err != nil {
 		return blocker.Plan{}, err
 	}
+	_, pods, err := chooseResolvers(p, o, c.DNS())
+	if err != nil {
+		return blocker.Plan{}, err
+	}
 	host := hostOf(p, c, p.programs())
 	host.Settings.UserNamespace = r.Rootless
+	host.Settings.Kubelet.Resolver = pods.file
 	return makePlan(ctx, p, c, host)
 }
 

@@ -204,9 +204,13 @@ func (n *Node) removeOtherBundles() error {
 // fix plans what is done on this machine, does it except for the network, and writes
 // the configuration.
 func (n *Node) fix(ctx context.Context) (string, error) {
+	server, pods, err := chooseResolvers(n.paths, n.options, n.cluster.DNS())
+	if err != nil {
+		return "", err
+	}
 	host := hostOf(n.paths, n.cluster, n.bundle)
 	host.Settings.UserNamespace = n.outside != nil
-	var err error
+	host.Settings.Kubelet.Resolver = pods.file
 	if n.plan, err = makePlan(ctx, n.paths, n.cluster, host); err != nil {
 		return "", err
 	}
@@ -216,8 +220,9 @@ func (n *Node) fix(ctx context.Context) (string, error) {
 	if err := n.plan.Apply(n.paths.journal(), func(id string) bool { return !isNetwork(id) }); err != nil {
 		return "", err
 	}
-	if err := n.chooseResolvers(); err != nil {
-		return "", err
+	n.upstream = server.file
+	if err := errors.Join(server.write(), pods.write()); err != nil {
+		return "", fmt.Errorf("write the name servers: %w", err)
 	}
 	if n.files, err = n.plan.Settings.Write(n.paths.etc()); err != nil {
 		return "", err

@@ -8,38 +8,46 @@ import (
 	"strings"
 )
 
+// machineResolver names the servers that resolve names (resolv.conf(5)).
 const machineResolver = "/etc/resolv.conf"
+
+// resolvConf is a resolv.conf: the machine's own, or one that is written because that
+// will not do. Without a file there is none.
+type resolvConf struct{ file, text string }
+
+func (c resolvConf) write() error {
+	if c.file == "" || c.file == machineResolver {
+		return nil
+	}
+	return writeFile(c.file, []byte(c.text), 0o644)
+}
 
 // chooseResolvers chooses the resolv.conf of the DNS server and that of pods with
 // dnsPolicy Default: the machine's own where that will do, because the kubelet reads it
-// for each pod anew.
-func (n *Node) chooseResolvers() error {
+// for each pod anew. Nothing is written yet.
+func chooseResolvers(p Paths, o Options, own netip.Addr) (server, pods resolvConf, err error) {
 	text, err := os.ReadFile(machineResolver)
 	if errors.Is(err, os.ErrNotExist) {
-		n.plan.Settings.Kubelet.Resolver = ""
-		return nil
+		return server, pods, nil
 	}
 	if err != nil {
-		return fmt.Errorf("read the machine's name servers: %w", err)
+		return server, pods, fmt.Errorf("read the machine's name servers: %w", err)
 	}
-	server, pods := resolversOf(string(text), n.cluster.DNS())
-	write := func(name, changed string) (string, error) {
+	choose := func(name, changed string) resolvConf {
 		if changed == string(text) {
-			return machineResolver, nil
+			return resolvConf{file: machineResolver}
 		}
-		file := n.paths.etc(name)
-		return file, writeFile(file, []byte(changed), 0o644)
+		return resolvConf{p.etc(name), changed}
 	}
-	if hasNameserver(server) {
-		if n.upstream, err = write("resolv-server.conf", server); err != nil {
-			return err
-		}
+	forServer, forPods := resolversOf(string(text), own)
+	if hasNameserver(forServer) {
+		server = choose("resolv-server.conf", forServer)
 	}
-	n.plan.Settings.Kubelet.Resolver = machineResolver
-	if n.options.has(dnsAddOn) {
-		n.plan.Settings.Kubelet.Resolver, err = write("resolv-pods.conf", pods)
+	pods = resolvConf{file: machineResolver}
+	if o.has(dnsAddOn) {
+		pods = choose("resolv-pods.conf", forPods)
 	}
-	return err
+	return server, pods, nil
 }
 
 // resolversOf returns a resolv.conf (resolv.conf(5)) for the DNS server, which must not

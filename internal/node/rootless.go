@@ -263,13 +263,10 @@ func (n *Node) dialer() svcproxy.Dialer {
 	return n.outside.Dial
 }
 
-// resolvConf names the servers that resolve names (resolv.conf(5)).
-const resolvConf = "/etc/resolv.conf"
-
 // loopbackResolver returns the machine's resolver if that has a loopback address, which
 // is another one in here: then names are asked for at the gateway.
 func (n *Node) loopbackResolver() (netip.AddrPort, error) {
-	file, err := os.Open(resolvConf)
+	file, err := os.Open(machineResolver)
 	if err != nil {
 		return netip.AddrPort{}, nil // no names are resolved outside either
 	}
@@ -282,8 +279,8 @@ func (n *Node) loopbackResolver() (netip.AddrPort, error) {
 	if err := writeFile(own, []byte("nameserver "+gateway.Address.String()+"\n"), 0o644); err != nil {
 		return netip.AddrPort{}, err
 	}
-	if err := unix.Mount(own, resolvConf, "", unix.MS_BIND, ""); err != nil {
-		return netip.AddrPort{}, fmt.Errorf("mount %s at %s: %w", own, resolvConf, err)
+	if err := unix.Mount(own, machineResolver, "", unix.MS_BIND, ""); err != nil {
+		return netip.AddrPort{}, fmt.Errorf("mount %s at %s: %w", own, machineResolver, err)
 	}
 	return netip.AddrPortFrom(resolver, 53), nil
 }
@@ -291,11 +288,8 @@ func (n *Node) loopbackResolver() (netip.AddrPort, error) {
 func firstResolver(r io.Reader) netip.Addr {
 	scanner := bufio.NewScanner(r)
 	for scanner.Scan() {
-		fields := strings.Fields(scanner.Text())
-		if len(fields) > 1 && fields[0] == "nameserver" {
-			if address, err := netip.ParseAddr(fields[1]); err == nil {
-				return address
-			}
+		if address, ok := nameserver(scanner.Text()); ok {
+			return address
 		}
 	}
 	return netip.Addr{}
