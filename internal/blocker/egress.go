@@ -18,8 +18,8 @@ const jumbo = 65535
 var masquerade = Blocker{
 	ID:      "masquerade",
 	Title:   "no MASQUERADE",
-	Symptom: "failed to set up masquerade",
-	Source:  "containernetworking/plugins pkg/ip/ipmasq_linux.go; gVisor pkg/sentry/socket/netfilter has neither the target MASQUERADE nor the match comment",
+	Symptom: "failed to locate iptables",
+	Source:  "containernetworking/plugins pkg/ip/ipmasq_iptables_linux.go, which calls that program; gVisor pkg/sentry/socket/netfilter has neither the target MASQUERADE nor the match comment",
 	Remedy:  Setting,
 	Check: func(ctx context.Context, h *Host) (Answer, string) {
 		backend, err := firstBackend(ctx, probe.MasqueradePods)

@@ -13,7 +13,7 @@ import (
 func (p Paths) Manifests() string { return p.at("manifests") }
 
 func (n *Node) openManifests() (err error) {
-	n.manifests, err = manifest.Open(n.paths.Manifests(), n.paths.at("manifests.json"), manifest.Cluster{
+	n.manifests, err = manifest.Open(n.paths.Manifests(), n.paths.applied(), manifest.Cluster{
 		Request: n.client.request,
 		Missing: func(err error) bool { return answered(err, http.StatusNotFound) },
 		Manager: "k3s9p",

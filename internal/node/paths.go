@@ -22,6 +22,7 @@ func (p Paths) bundles() string         { return p.at("bundle") }
 func (p Paths) pki() string             { return p.at("pki") }
 func (p Paths) pkiFile(n string) string { return p.at("pki", n) }
 func (p Paths) database() string        { return p.at("db", "state.db") }
+func (p Paths) applied() string         { return p.at("db", "manifests.json") } // what that cluster has of the manifests
 func (p Paths) containerd() string      { return p.at("containerd") }
 func (p Paths) kubelet() string         { return p.at("kubelet") }
 func (p Paths) kubeconfigs() string     { return p.at("kubeconfig") }
