@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/mod/module"
 
+	"k3s9p/internal/patch"
 	"k3s9p/internal/pin"
 	"k3s9p/internal/workdir"
 )
@@ -37,36 +38,47 @@ func (b *Builder) patchTrees(ctx context.Context, set *pin.Set, zips map[string]
 			continue
 		}
 		step := b.UI.Step("%s: patch %s %s", set.Name, series.Pin.Path, series.Pin.Version)
-		if err := b.patchTree(ctx, series, zips[series.Pin.Path], final); err != nil {
+		moved, err := b.patchTree(ctx, series, zips[series.Pin.Path], final)
+		if err != nil {
 			step.Fail()
 			return nil, err
 		}
-		step.Done("%d patches", len(series.Patches))
+		step.Done("%d patches%s", len(series.Patches), MovedHunks(moved))
 	}
 	return trees, nil
 }
 
+// MovedHunks lists the hunks that have moved, each on a line of its own.
+func MovedHunks(moved []patch.Moved) string {
+	text := ""
+	for _, m := range moved {
+		text += "\n  " + m.String()
+	}
+	return text
+}
+
 // patchTree links the files of the stock tree and replaces the ones that the
 // series changes.
-func (b *Builder) patchTree(ctx context.Context, series pin.PinnedSeries, zipFile, final string) error {
+func (b *Builder) patchTree(ctx context.Context, series pin.PinnedSeries, zipFile, final string) ([]patch.Moved, error) {
 	stock, err := b.StockTree(series, zipFile)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	tree, err := b.Temporary("tree")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := LinkTree(stock, tree); err != nil {
-		return err
+		return nil, err
 	}
-	if err := series.Apply(tree, series.Pin.Path+" "+series.Pin.Version); err != nil {
-		return err
+	moved, err := series.Apply(tree, series.Pin.Path, series.Pin.Version)
+	if err != nil {
+		return nil, err
 	}
 	if err := os.Chmod(tree, 0o755); err != nil {
-		return err
+		return nil, err
 	}
-	return errors.Join(ctx.Err(), workdir.Publish(tree, final))
+	return moved, errors.Join(ctx.Err(), workdir.Publish(tree, final))
 }
 
 // LinkTree makes a tree of hard links. Who changes a file in it must replace it.

@@ -139,6 +139,23 @@ func (b *Builder) downloadNow(ctx context.Context, set *pin.Set, goMod []byte, s
 	return zips, nil
 }
 
+// DownloadOne fetches a module that no set pins. It is checked as the go command does
+// without a go.sum, by GOSUMDB.
+func (b *Builder) DownloadOne(ctx context.Context, path, version string) (pin.Pin, string, error) {
+	dir, err := b.Temporary("download")
+	if err != nil {
+		return pin.Pin{}, "", err
+	}
+	out, runErr := b.Run(ctx, command.Command{Dir: dir, Env: b.Env(false), Args: []string{"go", "mod", "download", "-json", path + "@" + version}})
+	var m downloaded
+	if err := json.Unmarshal(out, &m); err == nil && m.Error != "" {
+		return pin.Pin{}, "", gotool.ModuleError("", path+" "+version, m.Error)
+	} else if err := errors.Join(runErr, err); err != nil {
+		return pin.Pin{}, "", fmt.Errorf("fetch module %s %s: %w", path, version, err)
+	}
+	return pin.Pin{Path: path, Version: version, Sum: m.Sum}, m.Zip, nil
+}
+
 // addedLines names the modules of the lines that only b has.
 func addedLines(a, b []byte) []string {
 	known := make(map[string]bool)

@@ -10,8 +10,32 @@ import (
 
 var (
 	proxyAnswer = regexp.MustCompile(`(?:([^\s:]+@v[^\s:]+): )?(?:reading|Get) "?(https?://[^\s"]+|file://[^\s"]+)"?: (\d{3}[^\n]*|[^\n]+)`)
+	proxyOff    = regexp.MustCompile(`(?:([^\s:]+@v[^\s:]+): )?module lookup disabled by GOPROXY=off`)
 	badSum      = regexp.MustCompile(`(?:verifying )?([^\s:]+@v[^\s:/]+(?:/go\.mod)?): checksum mismatch\s+downloaded: (h1:\S+)\s+go\.sum: +(h1:\S+)`)
 )
+
+// Unavailable is a module that the module proxy does not give.
+type Unavailable struct {
+	Module string // with its version
+	Set    string // of build/, that pins it; "" for none
+	Reason string // is refused by the module proxy: 403 Forbidden
+	URL    string // "" where nobody was asked
+}
+
+func (u *Unavailable) Error() string {
+	text := "module " + u.Module
+	if u.Set != "" {
+		text += ", pinned by build/" + u.Set + ","
+	}
+	text += " " + u.Reason
+	if u.URL != "" {
+		text += " (" + u.URL + ")"
+	}
+	return text
+}
+
+// Short is the error without the place where it was looked for.
+func (u *Unavailable) Short() string { return u.Module + " " + u.Reason }
 
 // ModuleError says in one line what the go command says in many when it cannot have
 // a module of a set in build/. The module is "" where only the text names it.
@@ -30,8 +54,15 @@ func ModuleError(set, module, text string) error {
 		if strings.HasPrefix(answer, "403") || strings.HasPrefix(answer, "404") || strings.HasPrefix(answer, "410") {
 			problem = "is refused by the module proxy"
 		}
-		return hint.Add(fmt.Errorf("module %s, pinned by build/%s, %s: %s (%s)", module, set, problem, answer, match[2]),
+		return hint.Add(&Unavailable{Module: module, Set: set, Reason: problem + ": " + answer, URL: match[2]},
 			"set GOPROXY to a proxy that can be reached and serves it; its checksum stays pinned in build/%s/go.sum", set)
+	}
+	if match := proxyOff.FindStringSubmatch(text); match != nil {
+		if match[1] != "" {
+			module = strings.Replace(match[1], "@", " ", 1)
+		}
+		return hint.Add(&Unavailable{Module: module, Set: set, Reason: "is not in the module cache, and GOPROXY=off"},
+			"set GOPROXY to a proxy that serves it; its checksum stays pinned in build/%s/go.sum", set)
 	}
 	text = strings.TrimSpace(strings.ReplaceAll(text, "\n", "\n  "))
 	if module == "" {

@@ -18,6 +18,8 @@ func TestModuleError(t *testing.T) {
 		{"a proxy that cannot be reached",
 			`go: example.com/lib@v1.0.0: Get "http://127.0.0.1:1/example.com/lib/@v/v1.0.0.mod": dial tcp 127.0.0.1:1: connect: connection refused`,
 			[]string{"module example.com/lib v1.0.0, pinned by build/toy, cannot be fetched: dial tcp 127.0.0.1:1: connect: connection refused"}},
+		{"no proxy at all", "go: example.com/lib@v1.0.0: module lookup disabled by GOPROXY=off",
+			[]string{"module example.com/lib v1.0.0, pinned by build/toy, is not in the module cache, and GOPROXY=off", "hint: set GOPROXY"}},
 		{"other bytes than the pinned ones",
 			"verifying example.com/lib@v1.0.0: checksum mismatch\n\tdownloaded: h1:AAA=\n\tgo.sum:     h1:BBB=\n\nSECURITY ERROR\nThis download does NOT match an earlier download recorded in go.sum.",
 			[]string{"module example.com/lib v1.0.0: checksum mismatch", "has h1:AAA=, build/toy/go.sum says h1:BBB="}},

@@ -15,19 +15,36 @@ import (
 	"k3s9p/internal/hint"
 )
 
+// Moved is a hunk that was applied at another line than its patch says.
+type Moved struct {
+	Patch, File string
+	Hunk        int // from 1
+	Lines       int // how many further down it stands
+}
+
+func (m Moved) String() string {
+	return fmt.Sprintf("%s: hunk %d of %s stands %+d lines from where it says", m.Patch, m.Hunk, m.File, m.Lines)
+}
+
 // Apply lays the overlay over the tree of a module and applies the patches to it,
-// in order. The module is named in errors ("github.com/google/cadvisor v0.56.2").
-// A tree in which Apply failed is to be thrown away.
-func (s Series) Apply(tree, module string) error {
+// in order. In the version that the series was made for each hunk has to stand at its
+// exact line; in the others that it names it may have moved, as a whole, to the only
+// place that has all of its lines: those are returned. A tree in which Apply failed is
+// to be thrown away.
+func (s Series) Apply(tree, path, version string) ([]Moved, error) {
+	module := path + " " + version
 	if err := s.layOverlay(tree); err != nil {
-		return fmt.Errorf("overlay %s: %w", module, err)
+		return nil, fmt.Errorf("overlay %s: %w", module, err)
 	}
+	var moved []Moved
 	for _, p := range s.Patches {
-		if err := p.apply(tree, module); err != nil {
-			return err
+		m, err := p.apply(tree, module, s.MadeFor(path, version))
+		if err != nil {
+			return nil, err
 		}
+		moved = append(moved, m...)
 	}
-	return nil
+	return moved, nil
 }
 
 // layOverlay copies the whole files. A file that upstream has too is an error:
@@ -61,34 +78,41 @@ func (s Series) layOverlay(tree string) error {
 	return nil
 }
 
-func (p Patch) apply(tree, module string) error {
+func (p Patch) apply(tree, module string, exact bool) ([]Moved, error) {
+	var moved []Moved
 	for _, f := range p.Files {
-		if err := p.applyFile(tree, module, f); err != nil {
-			return err
+		m, err := p.applyFile(tree, module, f, exact)
+		if err != nil {
+			return nil, err
 		}
+		moved = append(moved, m...)
 	}
-	return nil
+	return moved, nil
 }
 
-func (p Patch) applyFile(tree, module string, f *gitdiff.File) error {
+func (p Patch) applyFile(tree, module string, f *gitdiff.File, exact bool) ([]Moved, error) {
 	where := fmt.Sprintf("patch %s: %s", module, p.Name)
 	if f.IsNew || f.IsDelete || f.IsRename || f.IsCopy || f.IsBinary {
-		return hint.Add(fmt.Errorf("%s: it adds, deletes, renames or copies a file, or changes a binary one (%s%s)", where, f.OldName, f.NewName),
+		return nil, hint.Add(fmt.Errorf("%s: it adds, deletes, renames or copies a file, or changes a binary one (%s%s)", where, f.OldName, f.NewName),
 			"new files go under overlay/, where they can be read and tested as files")
 	}
 	path := filepath.Join(tree, f.NewName)
 	src, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("%s: hunk 1 does not apply: there is no file %s", where, f.NewName)
+		return nil, fmt.Errorf("%s: hunk 1 does not apply: there is no file %s", where, f.NewName)
 	}
 	if err != nil {
-		return err
+		return nil, err
+	}
+	var moved []Moved
+	if !exact {
+		f, moved = p.follow(f, strings.SplitAfter(string(src), "\n"))
 	}
 	var dst bytes.Buffer
 	if err := gitdiff.Apply(&dst, bytes.NewReader(src), f); err != nil {
-		return drift(where, f, src, err)
+		return nil, drift(where, f, src, err)
 	}
-	return replaceFile(path, dst.Bytes())
+	return moved, replaceFile(path, dst.Bytes())
 }
 
 // replaceFile puts a new file in the place of an old one: the old one may be a
@@ -133,6 +157,29 @@ func drift(where string, f *gitdiff.File, src []byte, err error) error {
 			moved[0], hunk.OldPosition)
 	}
 	return hint.Add(message, "upstream or an earlier patch changed these lines: bring the series up to date with patch:edit and patch:save")
+}
+
+// follow returns the changes of a file with each hunk that has moved at its new place.
+// One whose lines stand at several places, nowhere, or before those of the hunk in front
+// of it, stays: it does not apply then.
+func (p Patch) follow(f *gitdiff.File, lines []string) (*gitdiff.File, []Moved) {
+	var moved []Moved
+	changed := *f
+	changed.TextFragments = nil
+	end := int64(0) // the last line of the hunk before
+	for i, hunk := range f.TextFragments {
+		at := *hunk
+		places := locate(hunk, lines)
+		if len(places) == 1 && places[0] != int(hunk.OldPosition) && int64(places[0]) > end && hunk.OldLines > 0 {
+			by := places[0] - int(hunk.OldPosition)
+			at.OldPosition += int64(by)
+			at.NewPosition += int64(by)
+			moved = append(moved, Moved{p.Name, f.NewName, i + 1, by})
+		}
+		end = at.OldPosition + at.OldLines - 1
+		changed.TextFragments = append(changed.TextFragments, &at)
+	}
+	return &changed, moved
 }
 
 // locate returns the line numbers at which the old lines of a hunk stand.

@@ -6,7 +6,9 @@
 // with a DEP-3 header (https://dep-team.pages.debian.net/deps/dep3/), then a line
 // "---", then a diff as git prints it.
 //
-// Strict means: a hunk must stand at its exact line, and every line of it must
-// match. There is no fuzz, no offset and no reject file: drift is an error that
-// names the patch, the hunk, the file and the line.
+// Strict means: every line of a hunk must match, and in the version that a series was
+// made for, the first one in its series.yaml, it must stand at its exact line. There is
+// no fuzz and no reject file: drift is an error that names the patch, the hunk, the file
+// and the line. In the other versions that the series names, forks of the module among
+// them, a hunk may have moved, which is reported.
 package patch

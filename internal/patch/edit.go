@@ -23,7 +23,8 @@ const (
 // Checkout makes a git tree of a pristine module: one commit for the source, one
 // for the overlay, one per patch. The tree must not exist yet, and source is
 // what copies the pristine module into it.
-func (s Series) Checkout(ctx context.Context, tree, module string, source func(dir string) error) error {
+func (s Series) Checkout(ctx context.Context, tree, path, version string, source func(dir string) error) error {
+	module := path + " " + version
 	if err := source(tree); err != nil {
 		return err
 	}
@@ -39,7 +40,7 @@ func (s Series) Checkout(ctx context.Context, tree, module string, source func(d
 		if g.err != nil {
 			break
 		}
-		if err := p.apply(tree, module); err != nil {
+		if _, err := p.apply(tree, module, s.MadeFor(path, version)); err != nil {
 			return err
 		}
 		header, _, _ := strings.Cut(string(p.Raw), separator)

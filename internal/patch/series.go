@@ -32,8 +32,8 @@ type Target struct {
 // files that they hook in.
 type Series struct {
 	Dir     string
-	Modules []Target
-	Overlay string // absolute; empty if the series adds no files
+	Modules []Target // the first version of the first one is that which it was made for
+	Overlay string   // absolute; empty if the series adds no files
 	Patches []Patch
 }
 
@@ -89,6 +89,11 @@ func read(dir, overlayDir string) (Series, error) {
 	}
 	if len(c.Modules) == 0 {
 		return Series{}, fmt.Errorf("%s names no modules", file)
+	}
+	for _, target := range c.Modules {
+		if target.Path == "" || len(target.Versions) == 0 {
+			return Series{}, fmt.Errorf("%s: a module has no path or no versions", file)
+		}
 	}
 	series := Series{Dir: dir, Modules: c.Modules}
 	if c.Overlay != "" {
@@ -184,6 +189,12 @@ func Find(all []Series, module, version string) (Series, error) {
 	}
 	return Series{}, hint.Add(fmt.Errorf("no series in patches/ is for %s %s", module, version),
 		"there are series for %s; add the version to a %s if its patches still apply", strings.Join(known, ", "), ConfigFile)
+}
+
+// MadeFor reports whether the series was made for this version of a module: the first
+// one that its series.yaml names.
+func (s Series) MadeFor(path, version string) bool {
+	return len(s.Modules) == 0 || s.Modules[0].Path == path && s.Modules[0].Versions[0] == version
 }
 
 // Digest identifies what the series does to a tree: its patches and its overlay.

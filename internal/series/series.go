@@ -11,11 +11,13 @@ import (
 	"os"
 	"os/exec"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
 
 	"k3s9p/internal/builder"
+	"k3s9p/internal/gotool"
 	"k3s9p/internal/hint"
 	"k3s9p/internal/patch"
 	"k3s9p/internal/pin"
@@ -108,8 +110,9 @@ func List(b *builder.Builder, w io.Writer, output string) error {
 	return table.Flush()
 }
 
-// Verify applies every series to its pin, strictly, and reports all that
-// do not apply.
+// Verify applies every series, strictly, to its pins and to the other versions that it
+// names, and reports all that do not apply. What the proxy does not give is skipped,
+// except for the versions that series were made for.
 func Verify(ctx context.Context, b *builder.Builder) (err error) {
 	defer func() { err = b.ExplainNoSpace(err) }()
 	unlock, err := b.Lock(ctx, b.UI)
@@ -121,37 +124,81 @@ func Verify(ctx context.Context, b *builder.Builder) (err error) {
 	if err != nil {
 		return err
 	}
+	further, err := furtherTargets(b.Root, all)
+	if err != nil {
+		return err
+	}
 	var failures error
-	for _, p := range all {
+	for _, p := range append(all, further...) {
 		step := b.UI.Step("%s %s", p.Pin.Path, p.Pin.Version)
-		if err := p.verify(ctx, b, step); err != nil {
+		moved, err := p.verify(ctx, b, step)
+		var unavailable *gotool.Unavailable
+		switch {
+		case err == nil:
+			step.Done("%d patches apply%s", len(p.Patches), builder.MovedHunks(moved))
+		case errors.As(err, &unavailable) && !p.MadeFor(p.Pin.Path, p.Pin.Version):
+			step.Skip("%s", unavailable.Short())
+		default:
 			step.Fail()
 			failures = errors.Join(failures, err)
-			continue
 		}
-		step.Done("%d patches apply", len(p.Patches))
 	}
 	return failures
 }
 
-func (p pinned) verify(ctx context.Context, b *builder.Builder, step *progress.Step) error {
-	zips, err := b.Download(ctx, p.set, step)
+// furtherTargets are the modules and versions that series name and no set pins.
+func furtherTargets(root string, known []pinned) ([]pinned, error) {
+	all, err := patch.ReadAll(filepath.Join(root, "patches"), filepath.Join(root, "overlay"))
 	if err != nil {
-		return err
+		return nil, err
+	}
+	var further []pinned
+	for _, s := range all {
+		for _, target := range s.Modules {
+			for _, version := range target.Versions {
+				if !slices.ContainsFunc(known, func(p pinned) bool { return p.Pin.Path == target.Path && p.Pin.Version == version }) {
+					further = append(further, pinned{PinnedSeries: pin.PinnedSeries{Series: s, Pin: pin.Pin{Path: target.Path, Version: version}}})
+				}
+			}
+		}
+	}
+	return further, nil
+}
+
+func (p pinned) verify(ctx context.Context, b *builder.Builder, step *progress.Step) ([]patch.Moved, error) {
+	stock, err := p.stock(ctx, b, step)
+	if err != nil {
+		return nil, err
 	}
 	tree, err := b.Temporary("verify")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer rmtree.Tree(tree)
-	stock, err := b.StockTree(p.PinnedSeries, zips[p.Pin.Path])
-	if err != nil {
-		return err
-	}
 	if err := builder.LinkTree(stock, tree); err != nil {
-		return err
+		return nil, err
 	}
-	return p.Apply(tree, p.Pin.Path+" "+p.Pin.Version)
+	return p.Apply(tree, p.Pin.Path, p.Pin.Version)
+}
+
+// stock is the tree of the module as it is upstream.
+func (p pinned) stock(ctx context.Context, b *builder.Builder, step *progress.Step) (string, error) {
+	if p.set == nil {
+		fetched, zip, err := b.DownloadOne(ctx, p.Pin.Path, p.Pin.Version)
+		if err != nil {
+			return "", err
+		}
+		p.Pin = fetched
+		return b.StockTree(p.PinnedSeries, zip)
+	}
+	if p.Local != nil {
+		return b.StockTree(p.PinnedSeries, "")
+	}
+	zips, err := b.Download(ctx, p.set, step)
+	if err != nil {
+		return "", err
+	}
+	return b.StockTree(p.PinnedSeries, zips[p.Pin.Path])
 }
 
 // editTree is where the git tree of a series is.
@@ -200,7 +247,7 @@ func (p pinned) checkout(ctx context.Context, b *builder.Builder, final string, 
 	if err != nil {
 		return err
 	}
-	err = p.Checkout(ctx, tree, p.Pin.Path+" "+p.Pin.Version, func(dir string) error {
+	err = p.Checkout(ctx, tree, p.Pin.Path, p.Pin.Version, func(dir string) error {
 		return builder.Extract(p.PinnedSeries, zips[p.Pin.Path], dir)
 	})
 	if err != nil {
