@@ -72,6 +72,9 @@ type Options struct {
 	Docker bool
 	// User is who runs in the sandbox; 0 is root.
 	User uint32
+	// SilentAt, if not "", is where the sandbox has a filesystem that answers no statfs
+	// once Silence was called.
+	SilentAt string
 }
 
 // Sandbox is a running gVisor sandbox.
@@ -84,6 +87,7 @@ type Sandbox struct {
 	root     Root
 	runsc    string
 	docker   bool
+	silent   *silent
 	programs int // started in the background
 }
 
@@ -98,6 +102,9 @@ func Start(t *testing.T, options Options) *Sandbox {
 	t.Cleanup(s.stop)
 	s.must(s.makeRoot(options))
 	s.must(makeNetwork(s.dir))
+	if options.SilentAt != "" {
+		s.must(s.mountSilent())
+	}
 	s.writeConfig(options)
 	s.boot()
 	return s
@@ -184,6 +191,9 @@ func (s *Sandbox) writeConfig(options Options) {
 	}
 	if options.Docker {
 		asDocker(&spec)
+	}
+	if s.silent != nil {
+		spec.Mounts = append(spec.Mounts, s.silent.mount(options.SilentAt))
 	}
 	spec.Process.User = specs.User{UID: options.User, GID: options.User}
 	data, err := json.Marshal(spec)
@@ -471,6 +481,9 @@ func (s *Sandbox) stop() {
 			s.t.Error(err)
 		}
 		s.t.Logf("the logs of the sandbox are in %s", kept)
+	}
+	if err := s.silent.end(); err != nil {
+		s.t.Errorf("end the silent filesystem: %v", err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()

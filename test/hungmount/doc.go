@@ -1,3 +1,4 @@
-// Package hungmount mounts a filesystem that never answers statfs on a node in a
-// gVisor sandbox: the node stays healthy and reports the others.
+// Package hungmount lets a filesystem behind two mounts of a node in a gVisor sandbox
+// fall silent: the kubelet loses one thread per mount, and not one per sample; the node
+// stays healthy and reports the others.
 package hungmount

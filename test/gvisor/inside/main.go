@@ -39,7 +39,7 @@ const usage = `usage:
   inside fuse-overlayfs            whether that works
   inside undo                      take the fixes back
   inside snapshot DIR              what a node could leave, except for files in DIR
-  inside hang DIR                  mount a filesystem that never answers statfs`
+  inside hang DIR FILE             here: mount a filesystem that answers no statfs once FILE exists`
 
 // Where the sandbox has the node: its data, programs and configuration.
 const (
@@ -85,8 +85,8 @@ func main() {
 		fmt.Println(err)
 	case os.Args[1] == "snapshot" && len(args) == 1:
 		snapshot(args[0])
-	case os.Args[1] == "hang" && len(args) == 1:
-		check(hang(args[0]))
+	case os.Args[1] == "hang" && len(args) == 2:
+		check(hang(args[0], args[1]))
 	default:
 		fail(usage)
 	}
