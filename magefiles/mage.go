@@ -32,9 +32,10 @@ func given[T any](value *T, otherwise T) T {
 // distro is the distribution that is asked for.
 func distro() string { return os.Getenv("DISTRO") }
 
-// Build makes the patched distribution in dist/ (DISTRO=k3s|kubernetes|auto); with -dry it only says what it would do.
-func Build(ctx context.Context, dry *bool) error {
+// Build makes the patched distribution in dist/ (DISTRO=k3s|kubernetes|auto); with -dry it only says what it would do, with -slim k3s gets nothing that is no Go module.
+func Build(ctx context.Context, dry, slim *bool) error {
 	return with(func(b *builder.Builder) error {
+		b.Slim = given(slim, false)
 		if given(dry, false) {
 			return b.Plan(ctx, distro())
 		}

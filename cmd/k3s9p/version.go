@@ -92,6 +92,12 @@ func printVersion(w io.Writer, b *bundle.Bundle, asJSON bool) error {
 		for _, p := range set.Patches {
 			fmt.Fprintf(w, "    %.12s  %s: %s\n", p.Digest, p.Module, p.Description)
 		}
+		for _, module := range set.Unverified {
+			fmt.Fprintf(w, "    not the pinned source: %s\n", module)
+		}
+	}
+	for _, what := range build.Lacks {
+		fmt.Fprintf(w, "  lacks %s\n", what)
 	}
 	return nil
 }

@@ -21,6 +21,8 @@ import (
 type Builder struct {
 	workdir.Tree
 	gotool.Go
+	// Slim leaves out of k3s what is no module, without asking for it.
+	Slim bool
 }
 
 // New returns a builder for the repository in the current directory.
@@ -45,11 +47,9 @@ func At(root string, runner command.Runner, variables ...string) *Builder {
 // Build makes a distribution (DISTRO: k3s, kubernetes, auto) in dist/.
 func (b *Builder) Build(ctx context.Context, distro string) (err error) {
 	defer func() { err = b.ExplainNoSpace(err) }()
-	selection, err := b.Selection(distro)
-	if err != nil {
+	if err := b.Valid(distro); err != nil {
 		return err
 	}
-	b.announce(selection)
 	if err := b.Writable(); err != nil {
 		return err
 	}
@@ -58,11 +58,11 @@ func (b *Builder) Build(ctx context.Context, distro string) (err error) {
 		return err
 	}
 	defer unlock()
-	// Who held the lock may have edited a patch meanwhile.
-	if selection, err = b.Selection(distro); err != nil {
+	selection, err := b.Selection(ctx, distro)
+	if err != nil {
 		return err
 	}
-
+	b.announce(selection)
 	if err := packages.Install(ctx, b.Runner, pin.Needs(selection.Sets...)); err != nil {
 		return err
 	}
@@ -97,12 +97,19 @@ func (b *Builder) assemble(ctx context.Context, selection pin.Selection, chain r
 	if err != nil {
 		return err
 	}
+	var lacks []string
+	if selection.Parted != nil {
+		if sets, lacks, err = b.join(ctx, selection, chain, sets); err != nil {
+			return err
+		}
+	}
 	sets = append(sets, images)
 	launcher, err := b.launcher(ctx, chain)
 	if err != nil {
 		return err
 	}
 	d := distribution{recordOf(selection, chain, sets), sets, launcher}
+	d.record.Lacks = lacks
 	pruned := make(chan error, 1)
 	go func() { pruned <- errors.Join(b.pruneFrames(d.record), b.pruneOutputs(d)) }()
 	packed, err := b.pack(ctx, d)
@@ -155,25 +162,13 @@ func (b *Builder) Make(ctx context.Context, set *pin.Set, chain record.Toolchain
 }
 
 // Sources fetches the modules of a set, patches the ones that have a series, and
-// returns the patched trees by module path.
+// returns the trees of its own by the path by which their packages are imported.
 func (b *Builder) Sources(ctx context.Context, set *pin.Set) (map[string]string, error) {
-	step := b.UI.Step("%s: fetch the pinned modules", set.Name)
-	zips, err := b.Download(ctx, set, step)
+	zips, err := b.fetch(ctx, set)
 	if err != nil {
-		step.Fail()
 		return nil, err
 	}
-	step.Done("%d modules, all checked by go.sum", len(zips))
 	return b.patchTrees(ctx, set, zips)
-}
-
-// Selection reads build/ and chooses a distribution.
-func (b *Builder) Selection(distro string) (pin.Selection, error) {
-	sets, err := pin.ReadSets(b.Root)
-	if err != nil {
-		return pin.Selection{}, err
-	}
-	return pin.Select(sets, distro)
 }
 
 func (b *Builder) announce(selection pin.Selection) {
@@ -195,5 +190,8 @@ func (b *Builder) conclude(selection pin.Selection, build record.Build, changed 
 		why = " (" + selection.Why + ")"
 	}
 	fmt.Printf("%s %s%s is in dist/: %s\n", build.Distribution, build.Version, why, state)
+	for _, what := range build.Lacks {
+		fmt.Printf("it lacks %s\n", what)
+	}
 	fmt.Println("next: dist/k3s9p version, or go tool mage test")
 }

@@ -17,7 +17,7 @@ func (b *Builder) Clean(ctx context.Context) error {
 			return err
 		}
 		defer unlock()
-		for _, directory := range []string{"src", "stock", "mod", "out", "frames", "root", "tmp"} {
+		for _, directory := range []string{"src", "stock", "mod", "out", "frames", "root", "inputs", "tmp"} {
 			if err := rmtree.Tree(b.Work(directory)); err != nil {
 				return err
 			}

@@ -1,6 +1,7 @@
 package builder
 
 import (
+	"cmp"
 	"context"
 	"debug/buildinfo"
 	"encoding/json"
@@ -37,6 +38,12 @@ func outputKey(set *pin.Set, chain record.Toolchain) (string, error) {
 	}
 	for _, series := range set.Series {
 		parts = append(parts, series.Digest)
+	}
+	if set.Main != nil {
+		parts = append(parts, filepath.Base(set.Dir))
+	}
+	if len(set.Config.CFlags) > 0 {
+		parts = append(parts, strings.Join(set.Config.CFlags, " "))
 	}
 	for _, program := range set.Config.Programs {
 		parts = append(parts, program.Name, program.Package, program.Dir, strings.Join(program.Links, " "))
@@ -181,9 +188,13 @@ func (b *Builder) goBuild(ctx context.Context, set *pin.Set, flags []string, dir
 		names[executable(set, program.Package)] = path.Join(program.Dir, program.Name)
 	}
 	packages := 0
+	env := append(b.Offline(set.Config.CGO), "TMPDIR="+b.TempDir) // the linker's
+	if len(set.Config.CFlags) > 0 {
+		env = append(env, "CGO_CFLAGS=-O2 -g "+strings.Join(set.Config.CFlags, " ")) // go env CGO_CFLAGS has the first two
+	}
 	_, err := b.Run(ctx, command.Command{
 		Dir:  set.Dir,
-		Env:  append(b.Offline(set.Config.CGO), "TMPDIR="+b.TempDir), // the linker's
+		Env:  env,
 		Args: args,
 		Line: func(line string) {
 			if !strings.Contains(line, " ") {
@@ -240,9 +251,14 @@ func addModules(set *pin.Set, file string, modules map[string]record.Module) err
 			m = record.Module{Path: dep.Replace.Path, Version: dep.Replace.Version, Sum: dep.Replace.Sum}
 		}
 		if m.Sum == "" {
-			m.Sum = set.SumOf(dep.Path)
+			pin := set.PinOf(dep.Path)
+			m = record.Module{Path: cmp.Or(pin.Path, m.Path), Version: cmp.Or(pin.Version, m.Version), Sum: pin.Sum}
 		}
 		modules[m.Path] = m
+	}
+	if set.Main != nil {
+		pin := set.Main.Pin
+		modules[pin.Path] = record.Module{Path: pin.Path, Version: pin.Version, Sum: pin.Sum}
 	}
 	return nil
 }

@@ -6,6 +6,8 @@
 //	patch.go     2. writable trees, with the overlay and the patches (see package patch)
 //	modfile.go   3. a go.mod with the trees in place of the modules
 //	compile.go   4. go build; images.go and launcher.go do so with our own programs
+//	parts.go     where a set is made of parts (k3s): a tree and a set for each of them
+//	join.go      and one program of all parts, which unpacks itself (see package k3s)
 //	pack.go      5. one archive of all files, attached to the launcher
 //	install.go   6. the files in dist/, with build.json and SHA256SUMS
 //

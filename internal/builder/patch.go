@@ -33,8 +33,14 @@ func (b *Builder) patchTrees(ctx context.Context, set *pin.Set, zips map[string]
 		if err != nil {
 			return nil, err
 		}
-		trees[series.Pin.Path] = final
+		trees[series.Pin.Imported()] = final
 		if _, err := os.Stat(final); err == nil {
+			continue
+		}
+		if len(series.Patches) == 0 {
+			if _, err := b.patchTree(ctx, series, zips[series.Pin.Path], final); err != nil {
+				return nil, err
+			}
 			continue
 		}
 		step := b.UI.Step("%s: patch %s %s", set.Name, series.Pin.Path, series.Pin.Version)

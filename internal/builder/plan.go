@@ -9,9 +9,18 @@ import (
 	"k3s9p/internal/pin"
 )
 
-// Plan says what Build would do, and changes nothing.
+// Plan says what Build would do, and changes nothing in dist/. What the parts of k3s are
+// is in its sources: these are fetched, where they can be.
 func (b *Builder) Plan(ctx context.Context, distro string) error {
-	selection, err := b.Selection(distro)
+	if err := b.Valid(distro); err != nil {
+		return err
+	}
+	unlock, err := b.Lock(ctx, b.UI)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	selection, err := b.Selection(ctx, distro)
 	if err != nil {
 		return err
 	}
@@ -32,16 +41,19 @@ func (b *Builder) Plan(ctx context.Context, distro string) error {
 			fmt.Printf("keep     %s %s\n", set.Name, set.Version())
 			continue
 		}
-		for _, series := range set.Series {
+		for _, series := range set.Sources() {
 			tree, err := b.treePath(series)
 			if err != nil {
 				return err
 			}
-			if _, err := os.Stat(tree); err != nil {
+			if _, err := os.Stat(tree); err != nil && len(series.Patches) > 0 {
 				fmt.Printf("patch    %s %s (%d patches)\n", series.Pin.Path, series.Pin.Version, len(series.Patches))
 			}
 		}
 		fmt.Printf("compile  %s %s\n", set.Name, set.Version())
+	}
+	if selection.Parted != nil {
+		fmt.Printf("join     %s %s\n", selection.Parted.Config.Whole.Name, selection.Sets[0].Version())
 	}
 	return nil
 }

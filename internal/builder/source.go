@@ -38,15 +38,55 @@ func (b *Builder) Download(ctx context.Context, set *pin.Set, step *progress.Ste
 	if err != nil {
 		return nil, err
 	}
-	cached := b.Work("mod", "fetched-"+digest.Of(string(goMod), string(set.GoSum))[:16])
+	cached := b.fetchedName(set, goMod)
 	if zips := readFetched(cached); zips != nil {
 		return zips, nil
 	}
-	zips, err := b.downloadNow(ctx, set, goMod, step)
+	download := b.downloadNow
+	if set.Main != nil {
+		download = b.downloadNeeded
+	}
+	zips, err := download(ctx, set, goMod, step)
 	if err != nil {
 		return nil, err
 	}
 	return zips, workdir.WriteJSON(cached, zips)
+}
+
+// fetch is Download with a line of progress, where there is something to fetch. That the
+// proxy does not give a part of k3s is no failure yet: there may be another distribution.
+func (b *Builder) fetch(ctx context.Context, set *pin.Set) (map[string]string, error) {
+	goMod, err := b.withoutLocal(set)
+	if err != nil {
+		return nil, err
+	}
+	if zips := readFetched(b.fetchedName(set, goMod)); zips != nil {
+		return zips, nil
+	}
+	step := b.UI.Step("%s: fetch the pinned modules", set.Name)
+	zips, err := b.Download(ctx, set, step)
+	var unavailable *gotool.Unavailable
+	switch {
+	case err == nil:
+		step.Done("%d modules, all checked by go.sum", len(zips))
+	case errors.As(err, &unavailable) && (set.Main != nil || len(set.Config.Parts) > 0):
+		step.Skip("%s", unavailable.Short())
+	default:
+		step.Fail()
+	}
+	return zips, err
+}
+
+// fetchedName is the file of .work that lists the modules that were fetched for a set.
+func (b *Builder) fetchedName(set *pin.Set, goMod []byte) string {
+	parts := []string{string(goMod), string(set.GoSum)}
+	if set.Main != nil {
+		parts = append(parts, filepath.Base(set.Dir), strings.Join(set.Config.Tags, ","))
+		for _, program := range set.Config.Programs {
+			parts = append(parts, program.Package)
+		}
+	}
+	return b.Work("mod", "fetched."+set.Name+"-"+digest.Of(parts...)[:16])
 }
 
 // readFetched returns the zips of an earlier download if all are still there.
@@ -79,7 +119,7 @@ func (b *Builder) withoutLocal(set *pin.Set) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		trees[series.Pin.Path] = tree
+		trees[series.Pin.Imported()] = tree
 	}
 	return set.GoModWith(trees)
 }
@@ -112,6 +152,7 @@ func (b *Builder) downloadNow(ctx context.Context, set *pin.Set, goMod []byte, s
 		return nil, runErr
 	}
 	zips := make(map[string]string)
+	var refused error
 	decoder := json.NewDecoder(bytes.NewReader(out))
 	for {
 		var m downloaded
@@ -120,10 +161,14 @@ func (b *Builder) downloadNow(ctx context.Context, set *pin.Set, goMod []byte, s
 		} else if err != nil {
 			return nil, fmt.Errorf("read the output of go mod download for build/%s: %w", set.Name, err)
 		}
-		if m.Error != "" {
-			return nil, gotool.ModuleError(set.Name, m.Path+" "+m.Version, m.Error)
+		// Of several, the one that the set is named after says most.
+		if m.Error != "" && (refused == nil || m.Path == set.Config.Module) {
+			refused = gotool.ModuleError(set.Name, m.Path+" "+m.Version, m.Error)
 		}
 		zips[m.Path] = m.Zip
+	}
+	if refused != nil {
+		return nil, refused
 	}
 	if runErr != nil {
 		return nil, gotool.ModuleError(set.Name, "", strings.Join(command.Stderr(runErr), "\n"))
@@ -135,6 +180,56 @@ func (b *Builder) downloadNow(ctx context.Context, set *pin.Set, goMod []byte, s
 	if added := addedLines(set.GoSum, sums); len(added) > 0 {
 		return nil, hint.Add(fmt.Errorf("build/%s/go.sum has no checksum for %s", set.Name, strings.Join(added, ", ")),
 			"nothing is built without one: cd build/%s && go mod tidy, and compare with a source that you trust", set.Name)
+	}
+	return zips, nil
+}
+
+// downloadNeeded fetches the modules that the programs of a part are made of. What else
+// the go.mod of its main module names, for other systems and for tests, is not asked for:
+// a proxy may refuse it.
+func (b *Builder) downloadNeeded(ctx context.Context, set *pin.Set, goMod []byte, step *progress.Step) (map[string]string, error) {
+	dir, err := b.Temporary("download-" + set.Name)
+	if err != nil {
+		return nil, err
+	}
+	modfile := filepath.Join(dir, "go.mod")
+	if err := errors.Join(os.WriteFile(modfile, goMod, 0o644), os.WriteFile(filepath.Join(dir, "go.sum"), set.GoSum, 0o644)); err != nil {
+		return nil, err
+	}
+	args := []string{"go", "list", "-modfile=" + modfile, "-tags=" + strings.Join(set.Config.Tags, ","), "-deps",
+		"-f", "{{with .Module}}{{with .Replace}}{{.Path}} {{.Version}}{{else}}{{.Path}} {{.Version}}{{end}}{{end}}"}
+	for _, program := range set.Config.Programs {
+		args = append(args, program.Package)
+	}
+	fetched := 0
+	out, err := b.Run(ctx, command.Command{Dir: set.Dir, Env: b.Env(set.Config.CGO), Args: args, Line: func(line string) {
+		if name, ok := strings.CutPrefix(line, "go: downloading "); ok {
+			fetched++
+			step.Note("%d modules, %s", fetched, name)
+		}
+	}})
+	if ctx.Err() != nil {
+		return nil, err
+	}
+	if err != nil {
+		return nil, gotool.ModuleError(set.Name, "", strings.Join(command.Stderr(err), "\n"))
+	}
+	cache, err := b.Run(ctx, command.Command{Dir: set.Dir, Env: b.Env(false), Args: []string{"go", "env", "GOMODCACHE"}})
+	if err != nil {
+		return nil, err
+	}
+	zips := make(map[string]string)
+	for line := range strings.Lines(string(out)) {
+		fields := strings.Fields(line)
+		if len(fields) != 2 { // the main module, and directories, have no version
+			continue
+		}
+		path, pathErr := module.EscapePath(fields[0])
+		version, versionErr := module.EscapeVersion(fields[1])
+		if err := errors.Join(pathErr, versionErr); err != nil {
+			return nil, err
+		}
+		zips[fields[0]] = filepath.Join(strings.TrimSpace(string(cache)), "cache", "download", path, "@v", version+".zip")
 	}
 	return zips, nil
 }
@@ -214,7 +309,7 @@ func (b *Builder) StockSources(ctx context.Context, set *pin.Set) (map[string]st
 			step.Fail()
 			return nil, err
 		}
-		trees[series.Pin.Path] = tree
+		trees[series.Pin.Imported()] = tree
 	}
 	step.Done("")
 	return trees, nil

@@ -22,7 +22,7 @@ func (s *Set) date() (string, error) {
 		return time.Unix(seconds, 0).UTC().Format(time.RFC3339), nil
 	}
 	newest := time.Unix(0, 0)
-	for _, series := range s.Series {
+	for _, series := range s.Sources() {
 		for _, p := range series.Patches {
 			if p.Header.LastUpdate.After(newest) {
 				newest = p.Header.LastUpdate
@@ -55,21 +55,41 @@ var minorVersion = regexp.MustCompile(`^v(\d+)\.(\d+)`)
 
 // linkerVariables returns the linker's -X flags.
 func (s *Set) linkerVariables(date string) ([]string, error) {
-	values := map[string]string{"Version": s.Version(), "Upstream": s.Pins[s.Config.Module].Version, "Date": date}
-	if match := minorVersion.FindStringSubmatch(values["Upstream"]); match != nil {
-		values["Major"], values["Minor"] = match[1], match[2]
-	}
 	var flags []string
 	for _, variable := range s.Config.LinkerVariables {
-		t, err := template.New(variable.Name).Option("missingkey=error").Parse(variable.Value)
+		value, err := s.Expand(variable.Value, date)
 		if err != nil {
-			return nil, fmt.Errorf("build/%s/build.yaml: linkerVariables: %w", s.Name, err)
+			return nil, fmt.Errorf("%s: linkerVariables: %w", s.Name, err)
 		}
-		var value strings.Builder
-		if err := t.Execute(&value, values); err != nil {
-			return nil, fmt.Errorf("build/%s/build.yaml: linkerVariables: %w", s.Name, err)
-		}
-		flags = append(flags, "-X", fmt.Sprintf("'%s=%s'", variable.Name, value.String()))
+		flags = append(flags, "-X", fmt.Sprintf("'%s=%s'", variable.Name, value))
 	}
 	return flags, nil
+}
+
+// Expand fills in a template of build.yaml.
+func (s *Set) Expand(text, date string) (string, error) {
+	pinOf := func(module string) (Pin, error) {
+		pin, ok := s.Pins[module]
+		if !ok {
+			return Pin{}, fmt.Errorf("go.mod does not name %s", module)
+		}
+		return pin, nil
+	}
+	t, err := template.New("build.yaml").Option("missingkey=error").Funcs(template.FuncMap{
+		"version": func(module string) (string, error) { pin, err := pinOf(module); return pin.Version, err },
+		"path":    func(module string) (string, error) { pin, err := pinOf(module); return pin.Path, err },
+		"script": func(name string) (string, error) {
+			value, ok := s.names[name]
+			if !ok {
+				return "", fmt.Errorf("upstream's build scripts do not set %s", name)
+			}
+			return value, nil
+		},
+	}).Parse(text)
+	if err != nil {
+		return "", err
+	}
+	var value strings.Builder
+	err = t.Execute(&value, s.values(date))
+	return value.String(), err
 }

@@ -39,6 +39,9 @@ func sourceVariables(modulePath string) []string {
 	return []string{"K3S9P_SOURCE_" + long, "K3S9P_SOURCE_" + path.Base(prefix)}
 }
 
+// SourceVariable is the name under which a directory is given for a module.
+func SourceVariable(modulePath string) string { return sourceVariables(modulePath)[1] }
+
 // localFor looks for a directory that stands in for a pinned module. The directory, a
 // tree or a clone, is taken if the module zip made of it has the pinned sum:
 // then it is the pinned source. Otherwise it is an error, unless

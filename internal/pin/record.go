@@ -7,20 +7,20 @@ import (
 	"k3s9p/internal/record"
 )
 
-// SumOf is the sum of the source that a patched module was made of.
-func (s *Set) SumOf(path string) string {
-	for _, series := range s.Series {
-		if series.Pin.Path == path {
-			return series.Pin.Sum
+// PinOf is the pin of a module, with the sum of the source that it was made of.
+func (s *Set) PinOf(path string) Pin {
+	for _, series := range s.Sources() {
+		if series.Pin.Imported() == path {
+			return series.Pin
 		}
 	}
-	return s.Pins[path].Sum
+	return s.Pins[path]
 }
 
 // Unverified lists the modules whose source is not the pinned one.
 func (s *Set) Unverified() []string {
 	var modules []string
-	for _, series := range s.Series {
+	for _, series := range s.Sources() {
 		if series.Local != nil && !series.Local.Verified {
 			modules = append(modules, series.Pin.Path)
 		}
@@ -31,7 +31,7 @@ func (s *Set) Unverified() []string {
 // Patches lists what was applied to the modules of the set.
 func (s *Set) Patches() []record.Patch {
 	var all []record.Patch
-	for _, series := range s.Series {
+	for _, series := range s.Sources() {
 		for _, p := range series.Patches {
 			all = append(all, record.Patch{
 				Module: series.Pin.Path, Version: series.Pin.Version, Name: p.Name, Digest: p.Digest(),

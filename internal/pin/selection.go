@@ -21,20 +21,23 @@ type Selection struct {
 	Distribution string
 	Sets         []*Set
 	Why          string // why auto took this one; empty otherwise
+	// Parted is the set that Sets are the parts of; nil where each set gives programs of
+	// its own.
+	Parted *Set
 }
 
 // Upstream is the version of the set that the distribution is named after, or of
 // its first one.
 func (s Selection) Upstream() string {
-	set := s.Sets[0]
 	if i := slices.IndexFunc(s.Sets, func(set *Set) bool { return set.Name == s.Distribution }); i >= 0 {
-		set = s.Sets[i]
+		return s.Sets[i].Upstream()
 	}
-	return set.Pins[set.Config.Module].Version
+	return s.Sets[0].Upstream()
 }
 
-// Select returns the sets of a distribution.
-func Select(sets []*Set, distro string) (Selection, error) {
+// Select returns what a DISTRO may mean, in the order in which it is to be tried: one
+// distribution, or several for auto. Sets with parts still have to be taken apart.
+func Select(sets []*Set, distro string) ([]Selection, error) {
 	of := make(map[string][]*Set)
 	for _, set := range sets {
 		for _, name := range set.Config.Distributions {
@@ -44,23 +47,27 @@ func Select(sets []*Set, distro string) (Selection, error) {
 	switch distro = cmp.Or(distro, auto); {
 	case distro == auto:
 		var missing []string
+		var all []Selection
 		for _, name := range distributions {
-			if len(of[name]) > 0 {
-				why := ""
-				if len(missing) > 0 {
-					why = fmt.Sprintf("nothing in build/ is for %s", strings.Join(missing, ", "))
-				}
-				return Selection{Distribution: name, Sets: of[name], Why: why}, nil
+			switch {
+			case len(of[name]) == 0:
+				missing = append(missing, name)
+			case len(all) == 0 && len(missing) > 0:
+				all = append(all, Selection{Distribution: name, Sets: of[name], Why: "nothing in build/ is for " + strings.Join(missing, ", ")})
+			default:
+				all = append(all, Selection{Distribution: name, Sets: of[name]})
 			}
-			missing = append(missing, name)
 		}
-		return Selection{}, fmt.Errorf("nothing in build/ is for any of %s", strings.Join(distributions, ", "))
+		if len(all) == 0 {
+			return nil, fmt.Errorf("nothing in build/ is for any of %s", strings.Join(distributions, ", "))
+		}
+		return all, nil
 	case len(of[distro]) > 0:
-		return Selection{Distribution: distro, Sets: of[distro]}, nil
+		return []Selection{{Distribution: distro, Sets: of[distro]}}, nil
 	case slices.Contains(distributions, distro):
-		return Selection{}, hint.Add(fmt.Errorf("distribution %s cannot be built: nothing in build/ is for it", distro), "DISTRO=auto takes one that can be")
+		return nil, hint.Add(fmt.Errorf("distribution %s cannot be built: nothing in build/ is for it", distro), "DISTRO=auto takes one that can be")
 	default:
-		return Selection{}, hint.Add(fmt.Errorf("unknown DISTRO %q", distro), "DISTRO is one of %s, %s", strings.Join(distributions, ", "), auto)
+		return nil, hint.Add(fmt.Errorf("unknown DISTRO %q", distro), "DISTRO is one of %s, %s", strings.Join(distributions, ", "), auto)
 	}
 }
 

@@ -30,6 +30,14 @@ type Set struct {
 	GoMod   []byte
 	GoSum   []byte
 	Series  []PinnedSeries // in the order of Config.Patched
+	// Main is the module in whose tree a part of a set is compiled; nil for a set that
+	// has a go.mod of its own.
+	Main *PinnedSeries
+
+	upstream string            // what the programs call upstream's version; "" for that of Config.Module
+	stamp    string            // the digest in their version; "" for that of the set's own patches
+	names    map[string]string // what upstream's build scripts name, for linker variables
+	known    []patch.Series    // all that patches/ has
 }
 
 // Config is build.yaml.
@@ -39,6 +47,7 @@ type Config struct {
 	Module        string    `json:"module"` // whose version the programs report
 	Programs      []Program `json:"programs"`
 	CGO           bool      `json:"cgo"`
+	CFlags        []string  `json:"cflags,omitempty"` // of the C compiler, for cgo
 	Tags          []string  `json:"tags,omitempty"`
 	Linker        []string  `json:"linker,omitempty"` // further flags of the linker
 	// LinkerVariables are set by the linker.
@@ -48,6 +57,11 @@ type Config struct {
 	// UpstreamTests are the test suites of patched modules that test:upstream
 	// runs, stock against patched.
 	UpstreamTests []UpstreamTest `json:"upstreamTests,omitempty"`
+	// Parts, instead of Programs, are what goes into the one program that Whole makes.
+	Parts []Part `json:"parts,omitempty"`
+	Whole *Part  `json:"whole,omitempty"`
+	// Inputs are what Whole holds beside them that is no module.
+	Inputs []Input `json:"inputs,omitempty"`
 }
 
 // Program is an executable.
@@ -82,7 +96,13 @@ type UpstreamTest struct {
 type Pin struct {
 	Path, Version string
 	Sum           string // h1: of the zip, from go.sum
+	// Replaces is the path of the module in whose place go.mod puts this one, and by
+	// which its packages are imported. Usually it is empty.
+	Replaces string
 }
+
+// Imported is the path by which the packages of the module are imported.
+func (p Pin) Imported() string { return cmp.Or(p.Replaces, p.Path) }
 
 // PinnedSeries is the series for a pin.
 type PinnedSeries struct {
@@ -135,24 +155,13 @@ func readSet(file string, all []patch.Series) (*Set, error) {
 	if err := set.readPins(); err != nil {
 		return nil, err
 	}
-	for _, module := range set.Config.Patched {
-		pin, err := set.pin(module)
-		if err != nil {
-			return nil, err
-		}
-		local, pin, err := localFor(pin)
-		if err != nil {
-			return nil, err
-		}
-		series, err := patch.Find(all, pin.Path, pin.Version)
+	set.known = all
+	for _, module := range set.modules() {
+		series, err := set.series(module)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", file, err)
 		}
-		content, err := series.Digest()
-		if err != nil {
-			return nil, err
-		}
-		set.Series = append(set.Series, PinnedSeries{Series: series, Pin: pin, Local: local, Digest: digest.Of(TreeFormat, pin.Path, pin.Version, pin.Sum, content)})
+		set.Series = append(set.Series, series)
 	}
 	if _, err := set.pin(set.Config.Module); err != nil {
 		return nil, err
@@ -160,9 +169,56 @@ func readSet(file string, all []patch.Series) (*Set, error) {
 	return set, nil
 }
 
+// modules are the ones of which the set has trees of its own.
+func (s *Set) modules() []string {
+	modules := slices.Clone(s.Config.Patched)
+	for _, part := range s.Config.Parts {
+		modules = append(modules, part.Main)
+		if part.Graft != nil {
+			modules = append(modules, part.Graft.Module)
+		}
+	}
+	slices.Sort(modules)
+	if len(s.Config.Parts) == 0 {
+		return s.Config.Patched
+	}
+	return slices.Compact(modules)
+}
+
+// series is the series for a module of the set. One in whose tree a part is compiled, and
+// which no part names as patched, has none.
+func (s *Set) series(module string) (PinnedSeries, error) {
+	pin, err := s.pin(module)
+	if err != nil {
+		return PinnedSeries{}, err
+	}
+	local, pin, err := localFor(pin)
+	if err != nil {
+		return PinnedSeries{}, err
+	}
+	series := patch.Series{}
+	patched := slices.Contains(s.Config.Patched, module)
+	for _, part := range s.Config.Parts {
+		patched = patched || part.Main == module && slices.Contains(part.Patched, module)
+	}
+	if patched {
+		if series, err = patch.Find(s.known, pin.Path, pin.Version); err != nil {
+			return PinnedSeries{}, err
+		}
+	}
+	content, err := series.Digest()
+	if err != nil {
+		return PinnedSeries{}, err
+	}
+	return PinnedSeries{Series: series, Pin: pin, Local: local, Digest: digest.Of(TreeFormat, pin.Path, pin.Version, pin.Sum, content)}, nil
+}
+
 func (c *Config) validate() error {
-	if len(c.Programs) == 0 {
+	if len(c.Programs) == 0 && len(c.Parts) == 0 {
 		return errors.New("it names no programs")
+	}
+	if err := c.validateParts(); err != nil {
+		return err
 	}
 	for i, program := range c.Programs {
 		if program.Name == "" || program.Package == "" {
@@ -203,24 +259,38 @@ func (s *Set) readPins() error {
 		}
 	}
 	for _, require := range file.Require {
-		path, version := require.Mod.Path, require.Mod.Version
-		s.Pins[path] = Pin{Path: path, Version: version, Sum: sums[path+" "+version]}
+		pin := Pin{Path: require.Mod.Path, Version: require.Mod.Version}
+		for _, replace := range file.Replace {
+			if replace.Old.Path == pin.Path && (replace.Old.Version == "" || replace.Old.Version == pin.Version) {
+				pin = Pin{Path: replace.New.Path, Version: replace.New.Version, Replaces: pin.Path}
+			}
+		}
+		pin.Sum = sums[pin.Path+" "+pin.Version]
+		s.Pins[require.Mod.Path] = pin
 	}
 	return nil
 }
 
 // pin returns a module of the set that has a checksum.
 func (s *Set) pin(module string) (Pin, error) {
+	dir, advice := "build/"+s.Name+"/", "cd build/%s && go get %s@VERSION"
+	if s.Main != nil {
+		dir = s.Main.Pin.Path + " " + s.Main.Pin.Version + ": its "
+	}
 	pin, ok := s.Pins[module]
-	if !ok {
-		return Pin{}, hint.Add(fmt.Errorf("build/%s/go.mod does not pin %s, which its build.yaml names", s.Name, module),
-			"cd build/%s && go get %s@VERSION", s.Name, module)
+	switch {
+	case ok && pin.Sum != "":
+		return pin, nil
+	case s.Main != nil && !ok:
+		return Pin{}, hint.Add(fmt.Errorf("%sgo.mod does not name %s, which is to be patched", dir, module), "upstream has changed: bring build.yaml and patches/ up to date")
+	case !ok:
+		return Pin{}, hint.Add(fmt.Errorf("%sgo.mod does not pin %s, which its build.yaml names", dir, module), advice, s.Name, module)
 	}
-	if pin.Sum == "" {
-		return Pin{}, hint.Add(fmt.Errorf("build/%s/go.sum has no checksum for %s %s", s.Name, module, pin.Version),
-			"nothing is built without one: cd build/%s && go mod tidy, and compare with a source that you trust", s.Name)
+	err := fmt.Errorf("%sgo.sum has no checksum for %s %s", dir, pin.Path, pin.Version)
+	if s.Main != nil {
+		return Pin{}, hint.Add(err, "nothing is built without one")
 	}
-	return pin, nil
+	return Pin{}, hint.Add(err, "nothing is built without one: cd build/%s && go mod tidy, and compare with a source that you trust", s.Name)
 }
 
 // oneLine folds the messages of parsers.

@@ -2,6 +2,7 @@ package pin
 
 import (
 	"path/filepath"
+	"slices"
 	"testing"
 )
 
@@ -17,11 +18,20 @@ func TestRepository(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	selection, err := Select(sets, "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if selection.Upstream() == "" || PatchDigest(selection.Sets...) == "" {
-		t.Errorf("distribution %s has version %q and patches %q", selection.Distribution, selection.Upstream(), PatchDigest(selection.Sets...))
+	for distro, want := range map[string][]string{"": {"k3s", "kubernetes"}, "kubernetes": {"kubernetes"}, "k3s": {"k3s"}} {
+		selections, err := Select(sets, distro)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, selection := range selections {
+			got = append(got, selection.Distribution)
+			if selection.Upstream() == "" || PatchDigest(selection.Sets...) == "" {
+				t.Errorf("distribution %s has version %q and patches %q", selection.Distribution, selection.Upstream(), PatchDigest(selection.Sets...))
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("DISTRO=%s may be %v, want %v", distro, got, want)
+		}
 	}
 }

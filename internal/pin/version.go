@@ -1,6 +1,7 @@
 package pin
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 
@@ -12,8 +13,10 @@ import (
 func PatchDigest(sets ...*Set) string {
 	var parts []string
 	for _, set := range sets {
-		for _, series := range set.Series {
-			parts = append(parts, series.Digest)
+		for _, series := range set.Sources() {
+			if series.Dir != "" {
+				parts = append(parts, series.Digest)
+			}
 		}
 	}
 	if len(parts) == 0 {
@@ -25,7 +28,12 @@ func PatchDigest(sets ...*Set) string {
 
 // Version is what the set's programs report: the upstream version, and
 // +k3s9p.<patch digest> where they are patched.
-func (s *Set) Version() string { return VersionWith(s.Pins[s.Config.Module].Version, PatchDigest(s)) }
+func (s *Set) Version() string {
+	return VersionWith(s.Upstream(), cmp.Or(s.stamp, PatchDigest(s)))
+}
+
+// Upstream is the version of upstream that the set's programs report.
+func (s *Set) Upstream() string { return cmp.Or(s.upstream, s.Pins[s.Config.Module].Version) }
 
 // VersionWith is an upstream version with a patch digest, which may be empty.
 func VersionWith(upstream, digest string) string {

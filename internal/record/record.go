@@ -11,7 +11,9 @@ type Build struct {
 	Version string `json:"version"`
 	// Release is the version of k3s9p itself, v0.1.0, in what was released. A build
 	// has none.
-	Release   string    `json:"release,omitempty"`
+	Release string `json:"release,omitempty"`
+	// Lacks is what upstream's build of the distribution has and this one has not.
+	Lacks     []string  `json:"lacks,omitempty"`
 	Toolchain Toolchain `json:"toolchain"`
 	Sets      []Set     `json:"sets"`
 	Outputs   []Output  `json:"outputs"`

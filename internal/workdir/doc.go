@@ -6,6 +6,7 @@
 //	mod/        generated go.mod files
 //	out/        compiled sets
 //	frames/     compressed files
+//	inputs/     what of k3s is no module
 //	root/       the archive of the sandboxes' root
 //	sandboxes/  the sandboxes that run
 //	edit/       trees of patch:edit

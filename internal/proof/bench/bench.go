@@ -47,7 +47,7 @@ func Run(ctx context.Context, b *builder.Builder, distro string, o Options) (err
 	if o.Times < 1 {
 		return hint.Add(fmt.Errorf("-times=%d measures nothing", o.Times), "go tool mage bench -times=3")
 	}
-	selection, err := b.Selection(distro)
+	selection, err := b.Choose(ctx, distro)
 	if err != nil {
 		return err
 	}

@@ -103,7 +103,7 @@ func timeMage(ctx context.Context, b *builder.Builder, distro string) (time.Dura
 // timePlain times go build of the programs that the patch is in. The patched tree
 // is made before.
 func timePlain(ctx context.Context, b *builder.Builder, distro string) (time.Duration, error) {
-	selection, err := b.Selection(distro)
+	selection, err := b.Choose(ctx, distro)
 	if err != nil {
 		return 0, err
 	}

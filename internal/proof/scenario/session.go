@@ -81,15 +81,15 @@ type Session struct {
 
 // With calls f with what some runs need, and cleans up what they leave.
 func With(ctx context.Context, b *builder.Builder, runs []Run, f func(*Session) error) (err error) {
-	selection, err := b.Selection("kubernetes")
-	if err != nil {
-		return err
-	}
 	unlock, err := b.Lock(ctx, b.UI)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	selection, err := b.Selection(ctx, "kubernetes")
+	if err != nil {
+		return err
+	}
 	if err := validateDist(b, selection); err != nil {
 		return err
 	}

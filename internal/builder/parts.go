@@ -1,0 +1,234 @@
+package builder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"k3s9p/internal/digest"
+	"k3s9p/internal/gotool"
+	"k3s9p/internal/hint"
+	"k3s9p/internal/k3s"
+	"k3s9p/internal/pin"
+	"k3s9p/internal/workdir"
+)
+
+// Valid says whether a DISTRO can mean anything here.
+func (b *Builder) Valid(distro string) error {
+	_, err := b.candidates(distro)
+	return err
+}
+
+func (b *Builder) candidates(distro string) ([]pin.Selection, error) {
+	sets, err := pin.ReadSets(b.Root)
+	if err != nil {
+		return nil, err
+	}
+	return pin.Select(sets, distro)
+}
+
+// Choose is Selection for who does not hold the lock.
+func (b *Builder) Choose(ctx context.Context, distro string) (pin.Selection, error) {
+	unlock, err := b.Lock(ctx, b.UI)
+	if err != nil {
+		return pin.Selection{}, err
+	}
+	defer unlock()
+	return b.Selection(ctx, distro)
+}
+
+// Selection reads build/ and chooses a distribution; for auto the first one whose modules
+// the proxy gives. A set with parts is taken apart, for which modules are fetched: the
+// caller holds the lock.
+func (b *Builder) Selection(ctx context.Context, distro string) (pin.Selection, error) {
+	candidates, err := b.candidates(distro)
+	if err != nil {
+		return pin.Selection{}, err
+	}
+	for i, candidate := range candidates {
+		selection, err := b.takeApart(ctx, candidate)
+		var unavailable *gotool.Unavailable
+		switch refused := errors.As(err, &unavailable); {
+		case !refused:
+			return selection, err
+		case i == len(candidates)-1:
+			return selection, waysOn(unavailable)
+		}
+		candidates[i+1].Why = unavailable.Short()
+	}
+	return pin.Selection{}, errors.New("no distribution is given to choose from")
+}
+
+// waysOn says what can be done where the proxy refuses a module of k3s.
+func waysOn(unavailable *gotool.Unavailable) error {
+	path, version, _ := strings.Cut(unavailable.Module, " ")
+	return hint.Add(unavailable, "GOPROXY=… with a proxy that serves it; %s=DIR with its source at %s; or DISTRO=kubernetes, whose modules are all on the public proxy",
+		pin.SourceVariable(path), version)
+}
+
+// takeApart puts the parts of a set in its place.
+func (b *Builder) takeApart(ctx context.Context, selection pin.Selection) (pin.Selection, error) {
+	i := slices.IndexFunc(selection.Sets, func(s *pin.Set) bool { return len(s.Config.Parts) > 0 })
+	if i < 0 {
+		return selection, nil
+	}
+	set := selection.Sets[i]
+	trees, err := b.Sources(ctx, set)
+	if err != nil {
+		return selection, err
+	}
+	upstream, err := b.readUpstream(set, trees)
+	if err != nil {
+		return selection, err
+	}
+	selection.Parted, selection.Sets = set, nil
+	for _, part := range set.Config.Parts {
+		derived, err := b.layPart(set, part, trees, upstream)
+		if err != nil {
+			return selection, err
+		}
+		selection.Sets = append(selection.Sets, derived)
+	}
+	stamp := pin.PatchDigest(selection.Sets...)
+	for i, part := range selection.Sets {
+		if part.Main.Pin.Imported() == set.Config.Module {
+			selection.Sets[i] = part.Called(upstream.Version, stamp)
+		}
+		if _, err := b.fetch(ctx, part); err != nil {
+			return selection, err
+		}
+	}
+	return selection, nil
+}
+
+// readUpstream reads what the sources of k3s say, and compares it with the pins.
+func (b *Builder) readUpstream(set *pin.Set, trees map[string]string) (k3s.Upstream, error) {
+	main, dir := set.Pins[set.Config.Module], trees[set.Config.Module]
+	upstream, err := k3s.Read(dir)
+	if err != nil {
+		return upstream, fmt.Errorf("%s %s: %w", main.Path, main.Version, err)
+	}
+	wanted, err := upstream.Wanted(dir)
+	if err != nil {
+		return upstream, fmt.Errorf("%s %s: %w", main.Path, main.Version, err)
+	}
+	for path, module := range wanted {
+		if pin := set.Pins[path]; (k3s.Module{Path: pin.Path, Version: pin.Version}) != module {
+			return upstream, hint.Add(fmt.Errorf("build/%s/go.mod pins %s %s, and %s %s is made with %s %s", set.Name, pin.Path, pin.Version, main.Path, main.Version, module.Path, module.Version),
+				"the pins of build/%s follow those of k3s: bring go.mod and go.sum to the same version", set.Name)
+		}
+	}
+	return upstream, nil
+}
+
+// layPart makes the tree in which a part is compiled, and the part as a set.
+func (b *Builder) layPart(set *pin.Set, part pin.Part, trees map[string]string, upstream k3s.Upstream) (*pin.Set, error) {
+	dir := trees[part.Main]
+	var err error
+	switch {
+	case part.Main == set.Config.Module:
+		dir, err = b.layTree(dir, part.Name, deployed(upstream), func(tree string) error { return layManifests(tree, deployed(upstream)) })
+	case part.Graft != nil:
+		from := trees[part.Graft.Module]
+		dir, err = b.layTree(dir, part.Name, []string{filepath.Base(from), part.Graft.Dir, part.Graft.Package}, func(tree string) error { return graft(from, tree, part.Graft) })
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lay out the sources of %s: %w", part.Name, err)
+	}
+	for i, program := range part.Programs {
+		switch program.Name {
+		case "k3s":
+			part.Programs[i].Links = upstream.ServerLinks
+		case "cni":
+			part.Programs[i].Links = upstream.CNILinks
+		}
+	}
+	return set.Derive(part, dir, upstream.Names)
+}
+
+// layTree makes a tree of another one with changes, which are named by what they depend
+// on.
+func (b *Builder) layTree(base, name string, on []string, change func(tree string) error) (string, error) {
+	module := filepath.Base(base)[:strings.LastIndexByte(filepath.Base(base), '-')]
+	final := b.Work("src", module+"+"+name+"-"+digest.Of(append([]string{pin.TreeFormat, filepath.Base(base)}, on...)...)[:12])
+	if _, err := os.Stat(final); err == nil {
+		return final, nil
+	}
+	tree, err := b.Temporary("tree")
+	if err != nil {
+		return "", err
+	}
+	if err := errors.Join(LinkTree(base, tree), os.Chmod(tree, 0o755)); err != nil {
+		return "", err
+	}
+	if err := change(tree); err != nil {
+		return "", err
+	}
+	return final, workdir.Publish(tree, final)
+}
+
+// deployed are the manifests that the server gets: those that want charts to be embedded
+// are left out with the charts, or it would try to install them for ever.
+func deployed(upstream k3s.Upstream) []string {
+	return slices.DeleteFunc(slices.Clone(upstream.Manifests), func(name string) bool { return len(upstream.Charts[name]) > 0 })
+}
+
+// layManifests puts manifests where the server embeds them, as scripts/build does.
+func layManifests(tree string, names []string) error {
+	for _, name := range names {
+		target := filepath.Join(tree, k3s.ManifestsEmbed, name)
+		err := os.MkdirAll(filepath.Dir(target), 0o755)
+		if err == nil {
+			err = os.Link(filepath.Join(tree, k3s.ManifestsDir, name), target)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var (
+	packageMain = regexp.MustCompile(`(?m)^package main$`)
+	funcMain    = regexp.MustCompile(`(?m)^func main\(\) \{$`)
+)
+
+// graft makes a package of a program: as scripts/build does with the flannel plugin.
+func graft(from, tree string, g *pin.Graft) error {
+	into := filepath.Join(tree, g.Dir)
+	files, err := filepath.Glob(filepath.Join(from, "*.go"))
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(os.RemoveAll(into), os.MkdirAll(into, 0o755)); err != nil {
+		return err
+	}
+	mains := 0
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		source, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		if !packageMain.Match(source) {
+			return fmt.Errorf("%s of %s is not in package main: it is no program any more", filepath.Base(file), g.Module)
+		}
+		mains += len(funcMain.FindAll(source, -1))
+		source = packageMain.ReplaceAll(source, []byte("package "+g.Package))
+		source = funcMain.ReplaceAll(source, []byte("func Main() {"))
+		if err := os.WriteFile(filepath.Join(into, filepath.Base(file)), source, 0o644); err != nil {
+			return err
+		}
+	}
+	if mains != 1 {
+		return fmt.Errorf("%s has %d functions main, not one", g.Module, mains)
+	}
+	return nil
+}
