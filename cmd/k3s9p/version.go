@@ -109,12 +109,22 @@ func unpackCommand() *cobra.Command {
 		Example: "  k3s9p unpack /opt/k3s9p",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			err := withBundle(func(b *bundle.Bundle) error { return b.Unpack(args[0]) })
+			where := "the programs are in %[1]s/bin, the CNI plugins in %[1]s/cni\n"
+			err := withBundle(func(b *bundle.Bundle) error {
+				build, err := b.Build()
+				if err != nil {
+					return err
+				}
+				if build.Distribution == "k3s" {
+					where = "the program is %[1]s/k3s\n"
+				}
+				return b.Unpack(args[0])
+			})
 			if errors.Is(err, os.ErrExist) {
 				return hint.Add(err, "name a directory that does not exist yet")
 			}
 			if err == nil {
-				fmt.Fprintf(cmd.OutOrStdout(), "the programs are in %s/bin, the CNI plugins in %s/cni\n", args[0], args[0])
+				fmt.Fprintf(cmd.OutOrStdout(), where, args[0])
 			}
 			return err
 		},

@@ -37,6 +37,7 @@ type made struct {
 	sums  map[string]string
 	root  *httptest.Server // of the userland's archive
 	asked int              // how often the archive was asked for
+	other bool             // another archive is served
 }
 
 // leaves are the modules that others are made of: they come first, as their sums go into
@@ -56,6 +57,10 @@ func makeK3s(t *testing.T, c changes) *made {
 		m.asked++
 		if !strings.HasPrefix(r.URL.Path, "/v0.15.2/k3s-root-") {
 			http.NotFound(w, r)
+			return
+		}
+		if m.other {
+			w.Write(userland[:512])
 			return
 		}
 		w.Write(userland)
@@ -183,7 +188,8 @@ func (m *made) config() string {
 	var kept []string
 	for line := range strings.Lines(m.own("build.yaml")) {
 		switch trimmed := strings.TrimSpace(line); {
-		case strings.HasPrefix(trimmed, "needs:"), strings.HasPrefix(trimmed, "- {package: "), strings.HasPrefix(trimmed, "linker:"):
+		case strings.HasPrefix(trimmed, "needs:"), strings.HasPrefix(trimmed, "- {package: "), strings.HasPrefix(trimmed, "linker:"),
+			strings.HasPrefix(trimmed, "onlyByName:"):
 		case trimmed == "cgo: true":
 			kept = append(kept, strings.Replace(line, "true", "false", 1))
 		default:
@@ -213,22 +219,14 @@ func (m *made) publish(text string) {
 		m.write(filepath.Join(source, file.Name), string(file.Data))
 	}
 	m.write(filepath.Join(source, "go.sum"), m.goSum())
-	escaped, err := module.EscapePath(mod.Path)
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	at := filepath.Join("proxy", escaped, "@v", mod.Version)
+	at := filepath.Join("proxy", mod.Path, "@v", mod.Version)
 	goMod, err := os.ReadFile(m.path(source, "go.mod"))
 	if err != nil {
 		m.t.Fatal(err)
 	}
 	m.write(at+".mod", string(goMod))
 	m.write(at+".info", fmt.Sprintf(`{"Version":%q,"Time":"2026-01-01T00:00:00Z"}`, mod.Version))
-	var data bytes.Buffer
-	if err := zip.CreateFromDir(&data, mod, m.path(source)); err != nil {
-		m.t.Fatal(err)
-	}
-	m.write(at+".zip", data.String())
+	m.zip(mod.Path, mod.Version)
 	sum, err := dirhash.HashZip(m.path(at+".zip"), dirhash.Hash1)
 	if err != nil {
 		m.t.Fatal(err)
@@ -239,6 +237,16 @@ func (m *made) publish(text string) {
 	}
 	m.sums[mod.Path+" "+mod.Version] = sum
 	m.sums[mod.Path+" "+mod.Version+"/go.mod"] = modSum
+}
+
+// zip puts the sources of a module into the proxy.
+func (m *made) zip(path, version string) {
+	m.t.Helper()
+	var data bytes.Buffer
+	if err := zip.CreateFromDir(&data, module.Version{Path: path, Version: version}, m.path("source", filepath.Base(path)+"-"+version)); err != nil {
+		m.t.Fatal(err)
+	}
+	m.write(filepath.Join("proxy", path, "@v", version+".zip"), data.String())
 }
 
 // userland is an archive like that of k3s-root.
@@ -429,6 +437,10 @@ func TestK3sRefused(t *testing.T) {
 		{name: "other bytes than the pinned ones", then: func(m *made) {
 			m.write("repository/build/k3s/go.sum", strings.Replace(m.goSum(), m.sums["github.com/k3s-io/k3s "+k3sVersion], "h1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", 1))
 		}, want: []string{"module github.com/k3s-io/k3s " + k3sVersion + ": checksum mismatch", "build/k3s/go.sum says h1:AAAA"}},
+		{name: "other bytes of a fork", then: func(m *made) {
+			m.write("source/kubernetes-v1.36.2-k3s1/more.go", "package kubernetes\n")
+			m.zip("github.com/k3s-io/kubernetes", "v1.36.2-k3s1")
+		}, want: []string{"module github.com/k3s-io/kubernetes v1.36.2-k3s1: checksum mismatch", "github.com/k3s-io/k3s@" + k3sVersion + "/go.sum says h1:"}},
 		{name: "no checksum", then: func(m *made) {
 			m.write("repository/build/k3s/go.sum", strings.Replace(m.goSum(), "github.com/rancher/plugins v1.9.1-k3s1 h1:", "github.com/rancher/others v1.9.1-k3s1 h1:", 1))
 		}, want: []string{"build/k3s/go.sum has no checksum for github.com/rancher/plugins v1.9.1-k3s1"}},
@@ -446,6 +458,12 @@ func TestK3sRefused(t *testing.T) {
 			want: []string{"flannel.go of github.com/flannel-io/cni-plugin is not in package main"}},
 		{name: "another userland", change: changes{"K3S_ROOT_SHA256=": "K3S_ROOT_SHA256=0000000000000000000000000000000000000000000000000000000000000000 # "},
 			want: []string{"scripts/version.sh: it gives K3S_ROOT_SHA256 no literal value"}},
+		{name: "other bytes of the userland", then: func(m *made) { m.other = true },
+			want: []string{"k3s-root: http://", "k3s-root-", "checksum mismatch: what was fetched has sha256 ", "hint: mage build -slim"}},
+		{name: "a file that does not unpack itself", change: changes{`must(os.Symlink(dir, filepath.Join(all, "current")))`: ""},
+			want: []string{"try the server in k3s: ", "no such file or directory"}},
+		{name: "a file that is called something else", change: changes{`fmt.Printf("k3s version %s (%s)\n", version.Version, version.GitCommit)`: `fmt.Println("k3s", version.GitCommit)`},
+			want: []string{"try k3s --version: it says \"k3s 4ca29faa\\n\", not v1.36.2+k3s1.k3s9p."}},
 		{name: "a module that the proxy does not have", then: func(m *made) {
 			if err := os.RemoveAll(m.path("proxy", "github.com", "k3s-io", "k3s")); err != nil {
 				m.t.Fatal(err)
@@ -456,7 +474,7 @@ func TestK3sRefused(t *testing.T) {
 			if err := os.RemoveAll(m.path("proxy", "github.com", "k3s-io", "kubernetes")); err != nil {
 				m.t.Fatal(err)
 			}
-		}, want: []string{"module github.com/k3s-io/kubernetes v1.36.2-k3s1", "cannot be fetched: ", "K3S9P_SOURCE_kubernetes=DIR", "DISTRO=kubernetes"}},
+		}, want: []string{"module github.com/k3s-io/kubernetes v1.36.2-k3s1, pinned by github.com/k3s-io/k3s@" + k3sVersion + ",", "cannot be fetched: ", "K3S9P_SOURCE_kubernetes=DIR", "DISTRO=kubernetes"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()

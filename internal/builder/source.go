@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/mod/module"
@@ -43,8 +44,13 @@ func (b *Builder) Download(ctx context.Context, set *pin.Set, step *progress.Ste
 		return zips, nil
 	}
 	download := b.downloadNow
-	if set.Main != nil {
+	switch {
+	case set.Main != nil:
 		download = b.downloadNeeded
+	case len(set.Config.Parts) > 0:
+		if err := b.ask(ctx, set); err != nil {
+			return nil, err
+		}
 	}
 	zips, err := download(ctx, set, goMod, step)
 	if err != nil {
@@ -152,7 +158,6 @@ func (b *Builder) downloadNow(ctx context.Context, set *pin.Set, goMod []byte, s
 		return nil, runErr
 	}
 	zips := make(map[string]string)
-	var refused error
 	decoder := json.NewDecoder(bytes.NewReader(out))
 	for {
 		var m downloaded
@@ -161,17 +166,13 @@ func (b *Builder) downloadNow(ctx context.Context, set *pin.Set, goMod []byte, s
 		} else if err != nil {
 			return nil, fmt.Errorf("read the output of go mod download for build/%s: %w", set.Name, err)
 		}
-		// Of several, the one that the set is named after says most.
-		if m.Error != "" && (refused == nil || m.Path == set.Config.Module) {
-			refused = gotool.ModuleError(set.Name, m.Path+" "+m.Version, m.Error)
+		if m.Error != "" {
+			return nil, gotool.ModuleError(set.Place(), m.Path+" "+m.Version, m.Error)
 		}
 		zips[m.Path] = m.Zip
 	}
-	if refused != nil {
-		return nil, refused
-	}
 	if runErr != nil {
-		return nil, gotool.ModuleError(set.Name, "", strings.Join(command.Stderr(runErr), "\n"))
+		return nil, gotool.ModuleError(set.Place(), "", strings.Join(command.Stderr(runErr), "\n"))
 	}
 	sums, err := os.ReadFile(sumfile)
 	if err != nil {
@@ -212,7 +213,8 @@ func (b *Builder) downloadNeeded(ctx context.Context, set *pin.Set, goMod []byte
 		return nil, err
 	}
 	if err != nil {
-		return nil, gotool.ModuleError(set.Name, "", strings.Join(command.Stderr(err), "\n"))
+		said := slices.DeleteFunc(command.Stderr(err), func(line string) bool { return strings.HasPrefix(line, "go: downloading ") })
+		return nil, gotool.ModuleError(set.Place(), "", strings.Join(said, "\n"))
 	}
 	cache, err := b.Run(ctx, command.Command{Dir: set.Dir, Env: b.Env(false), Args: []string{"go", "env", "GOMODCACHE"}})
 	if err != nil {
@@ -249,6 +251,27 @@ func (b *Builder) DownloadOne(ctx context.Context, path, version string) (pin.Pi
 		return pin.Pin{}, "", fmt.Errorf("fetch module %s %s: %w", path, version, err)
 	}
 	return pin.Pin{Path: path, Version: version, Sum: m.Sum}, m.Zip, nil
+}
+
+// ask asks for the go.mod of the module that a set is named after, and for nothing else.
+// Where k3s is refused, its forks are too: this is the one that an error should name, and
+// one question is quicker than all of them. What is fetched is checked later, by go.sum.
+func (b *Builder) ask(ctx context.Context, set *pin.Set) error {
+	main := set.Pins[set.Config.Module]
+	for _, series := range set.Series {
+		if series.Pin == main && series.Local != nil {
+			return nil
+		}
+	}
+	dir, err := b.Temporary("ask")
+	if err != nil {
+		return err
+	}
+	_, err = b.Run(ctx, command.Command{Dir: dir, Env: append(b.Env(false), "GONOSUMDB=*"), Args: []string{"go", "list", "-m", main.Path + "@" + main.Version}})
+	if err != nil && ctx.Err() == nil {
+		return gotool.ModuleError(set.Place(), main.Path+" "+main.Version, strings.Join(command.Stderr(err), "\n"))
+	}
+	return err
 }
 
 // addedLines names the modules of the lines that only b has.

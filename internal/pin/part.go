@@ -96,6 +96,14 @@ func (s *Set) Sources() []PinnedSeries {
 	return append([]PinnedSeries{*s.Main}, s.Series...)
 }
 
+// Place is where the go.mod is that pins the modules of the set.
+func (s *Set) Place() string {
+	if s.Main != nil {
+		return s.Main.Pin.Path + "@" + s.Main.Pin.Version
+	}
+	return "build/" + s.Name
+}
+
 // values are what the templates of build.yaml can name.
 func (s *Set) values(date string) map[string]string {
 	values := map[string]string{"Version": s.Version(), "Upstream": s.Upstream(), "Date": date}

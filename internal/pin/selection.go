@@ -46,17 +46,23 @@ func Select(sets []*Set, distro string) ([]Selection, error) {
 	}
 	switch distro = cmp.Or(distro, auto); {
 	case distro == auto:
-		var missing []string
+		var passed []string // why distributions are passed over
 		var all []Selection
 		for _, name := range distributions {
+			byName := slices.IndexFunc(of[name], func(s *Set) bool { return s.Config.OnlyByName != "" })
 			switch {
 			case len(of[name]) == 0:
-				missing = append(missing, name)
-			case len(all) == 0 && len(missing) > 0:
-				all = append(all, Selection{Distribution: name, Sets: of[name], Why: "nothing in build/ is for " + strings.Join(missing, ", ")})
-			default:
-				all = append(all, Selection{Distribution: name, Sets: of[name]})
+				passed = append(passed, "nothing in build/ is for "+name)
+				continue
+			case byName >= 0:
+				passed = append(passed, fmt.Sprintf("%s only with DISTRO=%s: %s", name, name, of[name][byName].Config.OnlyByName))
+				continue
 			}
+			selection := Selection{Distribution: name, Sets: of[name]}
+			if len(all) == 0 {
+				selection.Why = strings.Join(passed, "; ")
+			}
+			all = append(all, selection)
 		}
 		if len(all) == 0 {
 			return nil, fmt.Errorf("nothing in build/ is for any of %s", strings.Join(distributions, ", "))

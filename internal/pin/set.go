@@ -57,6 +57,8 @@ type Config struct {
 	// UpstreamTests are the test suites of patched modules that test:upstream
 	// runs, stock against patched.
 	UpstreamTests []UpstreamTest `json:"upstreamTests,omitempty"`
+	// OnlyByName says why DISTRO=auto does not take the distribution; "" if it does.
+	OnlyByName string `json:"onlyByName,omitempty"`
 	// Parts, instead of Programs, are what goes into the one program that Whole makes.
 	Parts []Part `json:"parts,omitempty"`
 	Whole *Part  `json:"whole,omitempty"`
@@ -273,20 +275,17 @@ func (s *Set) readPins() error {
 
 // pin returns a module of the set that has a checksum.
 func (s *Set) pin(module string) (Pin, error) {
-	dir, advice := "build/"+s.Name+"/", "cd build/%s && go get %s@VERSION"
-	if s.Main != nil {
-		dir = s.Main.Pin.Path + " " + s.Main.Pin.Version + ": its "
-	}
 	pin, ok := s.Pins[module]
 	switch {
 	case ok && pin.Sum != "":
 		return pin, nil
-	case s.Main != nil && !ok:
-		return Pin{}, hint.Add(fmt.Errorf("%sgo.mod does not name %s, which is to be patched", dir, module), "upstream has changed: bring build.yaml and patches/ up to date")
+	case !ok && s.Main != nil:
+		return Pin{}, hint.Add(fmt.Errorf("%s/go.mod does not name %s, which is to be patched", s.Place(), module), "upstream has changed: bring build.yaml and patches/ up to date")
 	case !ok:
-		return Pin{}, hint.Add(fmt.Errorf("%sgo.mod does not pin %s, which its build.yaml names", dir, module), advice, s.Name, module)
+		return Pin{}, hint.Add(fmt.Errorf("%s/go.mod does not pin %s, which its build.yaml names", s.Place(), module),
+			"cd build/%s && go get %s@VERSION", s.Name, module)
 	}
-	err := fmt.Errorf("%sgo.sum has no checksum for %s %s", dir, pin.Path, pin.Version)
+	err := fmt.Errorf("%s/go.sum has no checksum for %s %s", s.Place(), pin.Path, pin.Version)
 	if s.Main != nil {
 		return Pin{}, hint.Add(err, "nothing is built without one")
 	}

@@ -18,7 +18,7 @@ func TestRepository(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	for distro, want := range map[string][]string{"": {"k3s", "kubernetes"}, "kubernetes": {"kubernetes"}, "k3s": {"k3s"}} {
+	for distro, want := range map[string][]string{"": {"kubernetes"}, "kubernetes": {"kubernetes"}, "k3s": {"k3s"}} {
 		selections, err := Select(sets, distro)
 		if err != nil {
 			t.Fatal(err)

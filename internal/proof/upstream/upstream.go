@@ -124,7 +124,7 @@ func fetchModules(ctx context.Context, b *builder.Builder, set *pin.Set, modfile
 		_, err := b.Run(ctx, command.Command{Dir: set.Dir, Env: b.Env(set.Config.CGO), Args: args, Line: func(line string) { step.Note("%s", line) }})
 		if err != nil {
 			step.Fail()
-			return gotool.ModuleError(set.Name, "", strings.Join(command.Stderr(err), "\n"))
+			return gotool.ModuleError(set.Place(), "", strings.Join(command.Stderr(err), "\n"))
 		}
 	}
 	step.Done("")
