@@ -11,6 +11,7 @@ import (
 	"k3s9p/internal/bundle"
 	"k3s9p/internal/hint"
 	"k3s9p/internal/node"
+	"k3s9p/internal/record"
 )
 
 func versionCommand() *cobra.Command {
@@ -83,6 +84,12 @@ func printVersion(w io.Writer, b *bundle.Bundle, asJSON bool) error {
 	if asJSON {
 		return printJSON(w, build)
 	}
+	describe(w, build)
+	return nil
+}
+
+// describe says what a build was made of, and what of that is not what is pinned.
+func describe(w io.Writer, build record.Build) {
 	if build.Release != "" {
 		fmt.Fprintf(w, "k3s9p %s\n", build.Release)
 	}
@@ -95,11 +102,13 @@ func printVersion(w io.Writer, b *bundle.Bundle, asJSON bool) error {
 		for _, module := range set.Unverified {
 			fmt.Fprintf(w, "    not the pinned source: %s\n", module)
 		}
+		for _, line := range set.Replaced {
+			fmt.Fprintf(w, "    not the pinned module: %s\n", line)
+		}
 	}
 	for _, what := range build.Lacks {
 		fmt.Fprintf(w, "  lacks %s\n", what)
 	}
-	return nil
 }
 
 func unpackCommand() *cobra.Command {

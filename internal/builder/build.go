@@ -47,9 +47,6 @@ func At(root string, runner command.Runner, variables ...string) *Builder {
 // Build makes a distribution (DISTRO: k3s, kubernetes, auto) in dist/.
 func (b *Builder) Build(ctx context.Context, distro string) (err error) {
 	defer func() { err = b.ExplainNoSpace(err) }()
-	if err := b.Valid(distro); err != nil {
-		return err
-	}
 	if err := b.Writable(); err != nil {
 		return err
 	}
@@ -60,6 +57,7 @@ func (b *Builder) Build(ctx context.Context, distro string) (err error) {
 	defer unlock()
 	selection, err := b.Selection(ctx, distro)
 	if err != nil {
+		_ = os.Remove(b.Dist()) // if it is empty
 		return err
 	}
 	b.announce(selection)

@@ -153,7 +153,7 @@ func (b *Builder) compile(ctx context.Context, set *pin.Set, key string, trees m
 func (b *Builder) describe(set *pin.Set, flags []string, dir string) (Compiled, error) {
 	c := Compiled{Record: record.Set{
 		Name: set.Name, Version: set.Version(), CGO: set.Config.CGO, Tags: set.Config.Tags, Flags: flags, Patches: set.Patches(),
-		Unverified: set.Unverified(),
+		Unverified: set.Unverified(), Replaced: set.Replaced,
 	}}
 	modules := make(map[string]record.Module)
 	for _, program := range set.Config.Programs {

@@ -56,11 +56,19 @@ func (b *Builder) join(ctx context.Context, selection pin.Selection, chain recor
 	if err != nil {
 		return nil, nil, fmt.Errorf("lay out the sources of %s: %w", set.Config.Whole.Name, err)
 	}
+	replacements, err := pin.ReadReplacements()
+	if err != nil {
+		return nil, nil, err
+	}
+	tree, replaced, err := b.replace(ctx, tree, *set.Config.Whole, replacements)
+	if err != nil {
+		return nil, nil, err
+	}
 	whole, err := set.Derive(*set.Config.Whole, tree, upstream.Names)
 	if err != nil {
 		return nil, nil, err
 	}
-	whole = whole.Called(upstream.Version, pin.PatchDigest(selection.Sets...))
+	whole = whole.With(replaced).Called(upstream.Version, pin.PatchDigest(selection.Sets...))
 	made, err := b.Make(ctx, whole, chain)
 	if err != nil {
 		return nil, nil, err

@@ -108,7 +108,7 @@ func makeK3s(t *testing.T, c changes) *made {
 	m.write("repository/build/k3s/go.sum", m.goSum())
 	m.write("repository/build/k3s/build.yaml", edit(m.config()))
 	for _, module := range []struct{ path, version, name, further string }{
-		{"k8s.io/kubernetes", "v1.36.3", "kubernetes", "- {path: github.com/k3s-io/kubernetes, versions: [v1.36.2-k3s1]}\n"},
+		{"k8s.io/kubernetes", "v1.36.3, v1.36.2", "kubernetes", "- {path: github.com/k3s-io/kubernetes, versions: [v1.36.2-k3s1]}\n"},
 		{"github.com/google/cadvisor", "v0.56.2", "cadvisor", ""},
 		{"github.com/opencontainers/cgroups", "v0.0.6", "cgroups", ""},
 		{"github.com/containerd/cgroups/v3", "v3.1.3", "containerd-cgroups", ""},
@@ -470,11 +470,16 @@ func TestK3sRefused(t *testing.T) {
 			}
 		}, want: []string{"module github.com/k3s-io/k3s " + k3sVersion + ", pinned by build/k3s, cannot be fetched: ", "no such file or directory",
 			"hint: GOPROXY=", "K3S9P_SOURCE_k3s=DIR", "DISTRO=kubernetes"}},
+		{name: "plugins that the proxy does not have", then: func(m *made) {
+			if err := os.RemoveAll(m.path("proxy", "github.com", "rancher")); err != nil {
+				m.t.Fatal(err)
+			}
+		}, want: []string{"module github.com/rancher/plugins v1.9.1-k3s1, pinned by build/k3s, cannot be fetched: ", "K3S9P_SOURCE_github_com_rancher_plugins=DIR"}},
 		{name: "a fork that the proxy does not have", then: func(m *made) {
 			if err := os.RemoveAll(m.path("proxy", "github.com", "k3s-io", "kubernetes")); err != nil {
 				m.t.Fatal(err)
 			}
-		}, want: []string{"module github.com/k3s-io/kubernetes v1.36.2-k3s1, pinned by github.com/k3s-io/k3s@" + k3sVersion + ",", "cannot be fetched: ", "K3S9P_SOURCE_kubernetes=DIR", "DISTRO=kubernetes"}},
+		}, want: []string{"module github.com/k3s-io/kubernetes v1.36.2-k3s1, pinned by github.com/k3s-io/k3s@" + k3sVersion + ",", "cannot be fetched: ", "K3S9P_REPLACE=FILE", "DISTRO=kubernetes"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -495,6 +500,93 @@ func TestK3sRefused(t *testing.T) {
 				t.Error("there is a k3s")
 			}
 		})
+	}
+}
+
+// A directory is the pinned source if its module zip has the pinned sum; another one is
+// refused, with both sums.
+func TestK3sFromDirectory(t *testing.T) {
+	m := makeK3s(t, nil)
+	source := m.path("source", "k3s-"+k3sVersion)
+	if err := os.RemoveAll(m.path("proxy", "github.com", "k3s-io", "k3s")); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("K3S9P_SOURCE_k3s", source)
+	selection, err := m.Selection(t.Context(), "k3s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if main := selection.Sets[0].Main; main.Local == nil || !main.Local.Verified || main.Pin.Sum != m.sums["github.com/k3s-io/k3s "+k3sVersion] {
+		t.Errorf("the server is made of %+v", main)
+	}
+	if modules := selection.Sets[0].Unverified(); len(modules) > 0 {
+		t.Errorf("unverified are %v", modules)
+	}
+	m.write("source/k3s-"+k3sVersion+"/more.go", "package main\n")
+	_, err = m.Selection(t.Context(), "auto")
+	if err == nil || !strings.Contains(err.Error(), "K3S9P_SOURCE_k3s="+source+" is not the pinned source of github.com/k3s-io/k3s "+k3sVersion+": its module zip has h1:") ||
+		!strings.Contains(err.Error(), "go.sum says "+m.sums["github.com/k3s-io/k3s "+k3sVersion]) {
+		t.Errorf("another directory gives %v", err)
+	}
+	t.Setenv("K3S9P_UNVERIFIED", "1")
+	if selection, err = m.Selection(t.Context(), "k3s"); err != nil {
+		t.Fatal(err)
+	}
+	if modules := selection.Sets[0].Unverified(); !slices.Equal(modules, []string{"github.com/k3s-io/k3s"}) {
+		t.Errorf("unverified are %v", modules)
+	}
+}
+
+// Where the network has upstream's modules and not the forks, replace lines put the ones
+// in the place of the others; build.json says that it is not what is pinned.
+func TestK3sReplaced(t *testing.T) {
+	m := makeK3s(t, nil)
+	if err := os.RemoveAll(m.path("proxy", "github.com", "k3s-io", "kubernetes")); err != nil {
+		t.Fatal(err)
+	}
+	fork, err := os.ReadFile(filepath.Join("testdata", "k3s", "kubernetes.txtar"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.publish(strings.Replace(string(fork), "github.com/k3s-io/kubernetes v1.36.2-k3s1", "k8s.io/kubernetes v1.36.2", 1))
+	const line = "k8s.io/kubernetes => k8s.io/kubernetes v1.36.2"
+	m.write("replace.mod", "replace "+line+"\n")
+	t.Setenv("K3S9P_REPLACE", m.path("replace.mod"))
+	if err := m.Build(t.Context(), "k3s"); err != nil {
+		t.Fatal(err)
+	}
+	if got := m.run(m.Dist("k3s"), "ctr"); !strings.Contains(got, "\npatched-kubernetes patched-cadvisor ") {
+		t.Errorf("k3s ctr says %q", got)
+	}
+	for _, set := range m.record(m.Builder).Sets {
+		want := set.Name == "k3s-server" || set.Name == "k3s"
+		if got := slices.Equal(set.Replaced, []string{line}); got != want || !want && set.Replaced != nil {
+			t.Errorf("%s has replaced %q", set.Name, set.Replaced)
+		}
+		if set.Name == "k3s-server" && !slices.Contains(set.Modules, record.Module{Path: "k8s.io/kubernetes", Version: "v1.36.2", Sum: m.sums["k8s.io/kubernetes v1.36.2"]}) {
+			t.Errorf("%s is made of %v", set.Name, set.Modules)
+		}
+	}
+	if goMod, err := os.ReadFile(m.path("source", "k3s-"+k3sVersion, "go.mod")); err != nil || bytes.Contains(goMod, []byte(line)) {
+		t.Errorf("the sources were changed, %v", err)
+	}
+	stock, err := filepath.Glob(m.Work("stock", "github.com+k3s-io+k3s@*", "go.mod"))
+	if err != nil || len(stock) != 1 {
+		t.Fatalf("stock trees are %v, %v", stock, err)
+	}
+	if goMod, err := os.ReadFile(stock[0]); err != nil || bytes.Contains(goMod, []byte(line)) {
+		t.Errorf("the stock tree was changed, %v", err)
+	}
+
+	for text, want := range map[string]string{
+		"replace example.com/nothing => example.com/other v1.0.0\n": "no part of the distribution names example.com/nothing",
+		"module example.com/m\n\nreplace " + line + "\n":            "is not a file with replace lines and nothing else",
+		"replaced " + line + "\n":                                   "unknown directive: replaced",
+	} {
+		m.write("replace.mod", text)
+		if _, err := m.Selection(t.Context(), "k3s"); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q gives %v, want %q", text, err, want)
+		}
 	}
 }
 

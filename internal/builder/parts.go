@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"k3s9p/internal/command"
 	"k3s9p/internal/digest"
 	"k3s9p/internal/gotool"
 	"k3s9p/internal/hint"
@@ -17,20 +18,6 @@ import (
 	"k3s9p/internal/pin"
 	"k3s9p/internal/workdir"
 )
-
-// Valid says whether a DISTRO can mean anything here.
-func (b *Builder) Valid(distro string) error {
-	_, err := b.candidates(distro)
-	return err
-}
-
-func (b *Builder) candidates(distro string) ([]pin.Selection, error) {
-	sets, err := pin.ReadSets(b.Root)
-	if err != nil {
-		return nil, err
-	}
-	return pin.Select(sets, distro)
-}
 
 // Choose is Selection for who does not hold the lock.
 func (b *Builder) Choose(ctx context.Context, distro string) (pin.Selection, error) {
@@ -46,7 +33,11 @@ func (b *Builder) Choose(ctx context.Context, distro string) (pin.Selection, err
 // the proxy gives. A set with parts is taken apart, for which modules are fetched: the
 // caller holds the lock.
 func (b *Builder) Selection(ctx context.Context, distro string) (pin.Selection, error) {
-	candidates, err := b.candidates(distro)
+	sets, err := pin.ReadSets(b.Root)
+	if err != nil {
+		return pin.Selection{}, err
+	}
+	candidates, err := pin.Select(sets, distro)
 	if err != nil {
 		return pin.Selection{}, err
 	}
@@ -57,7 +48,7 @@ func (b *Builder) Selection(ctx context.Context, distro string) (pin.Selection, 
 		case !refused:
 			return selection, err
 		case i == len(candidates)-1:
-			return selection, waysOn(unavailable)
+			return selection, waysOn(candidate, unavailable)
 		}
 		candidates[i+1].Why = unavailable.Short()
 	}
@@ -65,17 +56,26 @@ func (b *Builder) Selection(ctx context.Context, distro string) (pin.Selection, 
 }
 
 // waysOn says what can be done where the proxy refuses a module of k3s.
-func waysOn(unavailable *gotool.Unavailable) error {
+func waysOn(selection pin.Selection, unavailable *gotool.Unavailable) error {
 	path, version, _ := strings.Cut(unavailable.Module, " ")
-	return hint.Add(unavailable, "GOPROXY=… with a proxy that serves it; %s=DIR with its source at %s; or DISTRO=kubernetes, whose modules are all on the public proxy",
-		pin.SourceVariable(path), version)
+	way := "K3S9P_REPLACE=FILE with a replace line for it"
+	for _, set := range selection.Sets {
+		if variable := set.SourceVariable(path); variable != "" {
+			way = variable + "=DIR with its source at " + version
+		}
+	}
+	return hint.Add(unavailable, "GOPROXY=… with a proxy that serves it; %s; or DISTRO=kubernetes, whose modules are all on the public proxy", way)
 }
 
 // takeApart puts the parts of a set in its place.
 func (b *Builder) takeApart(ctx context.Context, selection pin.Selection) (pin.Selection, error) {
 	i := slices.IndexFunc(selection.Sets, func(s *pin.Set) bool { return len(s.Config.Parts) > 0 })
+	replacements, err := pin.ReadReplacements()
+	if err != nil {
+		return selection, err
+	}
 	if i < 0 {
-		return selection, nil
+		return selection, replacements.Unused(nil)
 	}
 	set := selection.Sets[i]
 	trees, err := b.Sources(ctx, set)
@@ -86,24 +86,30 @@ func (b *Builder) takeApart(ctx context.Context, selection pin.Selection) (pin.S
 	if err != nil {
 		return selection, err
 	}
-	selection.Parted, selection.Sets = set, nil
+	taken := selection
+	taken.Parted, taken.Sets = set, nil
+	var replaced []string
 	for _, part := range set.Config.Parts {
-		derived, err := b.layPart(set, part, trees, upstream)
+		derived, err := b.layPart(ctx, set, part, trees, upstream, replacements)
 		if err != nil {
 			return selection, err
 		}
-		selection.Sets = append(selection.Sets, derived)
+		replaced = append(replaced, derived.Replaced...)
+		taken.Sets = append(taken.Sets, derived)
 	}
-	stamp := pin.PatchDigest(selection.Sets...)
-	for i, part := range selection.Sets {
+	if err := replacements.Unused(replaced); err != nil {
+		return selection, err
+	}
+	stamp := pin.PatchDigest(taken.Sets...)
+	for i, part := range taken.Sets {
 		if part.Main.Pin.Imported() == set.Config.Module {
-			selection.Sets[i] = part.Called(upstream.Version, stamp)
+			taken.Sets[i] = part.Called(upstream.Version, stamp)
 		}
 		if _, err := b.fetch(ctx, part); err != nil {
 			return selection, err
 		}
 	}
-	return selection, nil
+	return taken, nil
 }
 
 // readUpstream reads what the sources of k3s say, and compares it with the pins.
@@ -127,7 +133,7 @@ func (b *Builder) readUpstream(set *pin.Set, trees map[string]string) (k3s.Upstr
 }
 
 // layPart makes the tree in which a part is compiled, and the part as a set.
-func (b *Builder) layPart(set *pin.Set, part pin.Part, trees map[string]string, upstream k3s.Upstream) (*pin.Set, error) {
+func (b *Builder) layPart(ctx context.Context, set *pin.Set, part pin.Part, trees map[string]string, upstream k3s.Upstream, replacements pin.Replacements) (*pin.Set, error) {
 	dir := trees[part.Main]
 	var err error
 	switch {
@@ -148,7 +154,57 @@ func (b *Builder) layPart(set *pin.Set, part pin.Part, trees map[string]string, 
 			part.Programs[i].Links = upstream.CNILinks
 		}
 	}
-	return set.Derive(part, dir, upstream.Names)
+	dir, replaced, err := b.replace(ctx, dir, part, replacements)
+	if err != nil {
+		return nil, fmt.Errorf("replace modules of %s: %w", part.Name, err)
+	}
+	derived, err := set.Derive(part, dir, upstream.Names)
+	if err != nil {
+		return nil, err
+	}
+	return derived.With(replaced), nil
+}
+
+// replace makes a tree with the lines of K3S9P_REPLACE in its go.mod. What that changes
+// in the versions of other modules and adds to go.sum is what the go command finds, and
+// checks as it is told to by GOSUMDB: this is not the pinned build.
+func (b *Builder) replace(ctx context.Context, dir string, part pin.Part, replacements pin.Replacements) (string, []string, error) {
+	before, err := os.ReadFile(filepath.Join(dir, "go.mod"))
+	if err != nil || replacements.Empty() {
+		return dir, nil, err
+	}
+	goMod, replaced, err := replacements.In(before)
+	if err != nil || len(replaced) == 0 {
+		return dir, nil, err
+	}
+	dir, err = b.layTree(dir, part.Name+"-replaced", []string{string(goMod)}, func(tree string) error {
+		goSum, err := os.ReadFile(filepath.Join(tree, "go.sum"))
+		if err != nil {
+			return err
+		}
+		for name, data := range map[string][]byte{"go.mod": goMod, "go.sum": goSum} { // not through the links
+			if err := errors.Join(os.Remove(filepath.Join(tree, name)), os.WriteFile(filepath.Join(tree, name), data, 0o644)); err != nil {
+				return err
+			}
+		}
+		step := b.UI.Step("%s: replace %d modules", part.Name, len(replaced))
+		args := append([]string{"go", "list", "-mod=mod", "-tags=" + strings.Join(part.Tags, ","), "-deps"}, packagesOf(part.Programs)...)
+		if _, err := b.Run(ctx, command.Command{Dir: tree, Env: b.Env(part.CGO), Args: args}); err != nil {
+			step.Fail()
+			return gotool.ModuleError(part.Main+" with the lines of "+replacements.File, "", strings.Join(command.Stderr(err), "\n"))
+		}
+		step.Done("")
+		return nil
+	})
+	return dir, replaced, err
+}
+
+func packagesOf(programs []pin.Program) []string {
+	var packages []string
+	for _, program := range programs {
+		packages = append(packages, program.Package)
+	}
+	return packages
 }
 
 // layTree makes a tree of another one with changes, which are named by what they depend

@@ -12,9 +12,6 @@ import (
 // Plan says what Build would do, and changes nothing in dist/. What the parts of k3s are
 // is in its sources: these are fetched, where they can be.
 func (b *Builder) Plan(ctx context.Context, distro string) error {
-	if err := b.Valid(distro); err != nil {
-		return err
-	}
 	unlock, err := b.Lock(ctx, b.UI)
 	if err != nil {
 		return err

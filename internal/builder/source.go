@@ -88,9 +88,7 @@ func (b *Builder) fetchedName(set *pin.Set, goMod []byte) string {
 	parts := []string{string(goMod), string(set.GoSum)}
 	if set.Main != nil {
 		parts = append(parts, filepath.Base(set.Dir), strings.Join(set.Config.Tags, ","))
-		for _, program := range set.Config.Programs {
-			parts = append(parts, program.Package)
-		}
+		parts = append(parts, packagesOf(set.Config.Programs)...)
 	}
 	return b.Work("mod", "fetched."+set.Name+"-"+digest.Of(parts...)[:16])
 }
@@ -199,9 +197,7 @@ func (b *Builder) downloadNeeded(ctx context.Context, set *pin.Set, goMod []byte
 	}
 	args := []string{"go", "list", "-modfile=" + modfile, "-tags=" + strings.Join(set.Config.Tags, ","), "-deps",
 		"-f", "{{with .Module}}{{with .Replace}}{{.Path}} {{.Version}}{{else}}{{.Path}} {{.Version}}{{end}}{{end}}"}
-	for _, program := range set.Config.Programs {
-		args = append(args, program.Package)
-	}
+	args = append(args, packagesOf(set.Config.Programs)...)
 	fetched := 0
 	out, err := b.Run(ctx, command.Command{Dir: set.Dir, Env: b.Env(set.Config.CGO), Args: args, Line: func(line string) {
 		if name, ok := strings.CutPrefix(line, "go: downloading "); ok {
@@ -236,21 +232,25 @@ func (b *Builder) downloadNeeded(ctx context.Context, set *pin.Set, goMod []byte
 	return zips, nil
 }
 
-// DownloadOne fetches a module that no set pins. It is checked as the go command does
-// without a go.sum, by GOSUMDB.
-func (b *Builder) DownloadOne(ctx context.Context, path, version string) (pin.Pin, string, error) {
+// DownloadOne fetches one module, and returns its zip with its sum. A pin without a sum
+// is checked as the go command does without a go.sum, by GOSUMDB.
+func (b *Builder) DownloadOne(ctx context.Context, p pin.Pin) (zip, sum string, err error) {
 	dir, err := b.Temporary("download")
 	if err != nil {
-		return pin.Pin{}, "", err
+		return "", "", err
 	}
-	out, runErr := b.Run(ctx, command.Command{Dir: dir, Env: b.Env(false), Args: []string{"go", "mod", "download", "-json", path + "@" + version}})
+	env := b.Env(false)
+	if p.Sum != "" {
+		env = append(env, "GONOSUMDB=*")
+	}
+	out, runErr := b.Run(ctx, command.Command{Dir: dir, Env: env, Args: []string{"go", "mod", "download", "-json", p.Path + "@" + p.Version}})
 	var m downloaded
 	if err := json.Unmarshal(out, &m); err == nil && m.Error != "" {
-		return pin.Pin{}, "", gotool.ModuleError("", path+" "+version, m.Error)
+		return "", "", gotool.ModuleError("", p.Path+" "+p.Version, m.Error)
 	} else if err := errors.Join(runErr, err); err != nil {
-		return pin.Pin{}, "", fmt.Errorf("fetch module %s %s: %w", path, version, err)
+		return "", "", fmt.Errorf("fetch module %s %s: %w", p.Path, p.Version, err)
 	}
-	return pin.Pin{Path: path, Version: version, Sum: m.Sum}, m.Zip, nil
+	return m.Zip, m.Sum, nil
 }
 
 // ask asks for the go.mod of the module that a set is named after, and for nothing else.
@@ -259,7 +259,7 @@ func (b *Builder) DownloadOne(ctx context.Context, path, version string) (pin.Pi
 func (b *Builder) ask(ctx context.Context, set *pin.Set) error {
 	main := set.Pins[set.Config.Module]
 	for _, series := range set.Series {
-		if series.Pin == main && series.Local != nil {
+		if series.Pin.Path == main.Path && series.Local != nil {
 			return nil
 		}
 	}

@@ -30,17 +30,33 @@ func sourceVariables(modulePath string) []string {
 	if !ok {
 		prefix = modulePath
 	}
-	long := strings.Map(func(r rune) rune {
-		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' {
-			return r
-		}
-		return '_'
-	}, modulePath)
-	return []string{"K3S9P_SOURCE_" + long, "K3S9P_SOURCE_" + path.Base(prefix)}
+	name := func(path string) string {
+		return "K3S9P_SOURCE_" + strings.Map(func(r rune) rune {
+			if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' {
+				return r
+			}
+			return '_'
+		}, path)
+	}
+	return []string{name(modulePath), name(path.Base(prefix))}
 }
 
-// SourceVariable is the name under which a directory is given for a module.
-func SourceVariable(modulePath string) string { return sourceVariables(modulePath)[1] }
+// SourceVariable is the name under which a directory may be given for one of the modules
+// of which the set has trees, short for the one that it is named after; "" for another
+// module.
+func (s *Set) SourceVariable(modulePath string) string {
+	names := sourceVariables(modulePath)
+	for _, series := range s.Sources() {
+		switch {
+		case series.Pin.Path != modulePath:
+		case series.Pin.Imported() == s.Config.Module:
+			return names[1]
+		default:
+			return names[0]
+		}
+	}
+	return ""
+}
 
 // localFor looks for a directory that stands in for a pinned module. The directory, a
 // tree or a clone, is taken if the module zip made of it has the pinned sum:

@@ -79,6 +79,13 @@ func (s *Set) Derive(part Part, dir string, names map[string]string) (*Set, erro
 	return derived, nil
 }
 
+// With is the set with what was replaced in its go.mod.
+func (s *Set) With(replaced []string) *Set {
+	changed := *s
+	changed.Replaced = replaced
+	return &changed
+}
+
 // Called is the set with programs that report another version than that of their module
 // and the patches in them: one of upstream, with a digest.
 func (s *Set) Called(upstream, digest string) *Set {

@@ -33,6 +33,8 @@ type Set struct {
 	// Main is the module in whose tree a part of a set is compiled; nil for a set that
 	// has a go.mod of its own.
 	Main *PinnedSeries
+	// Replaced are the lines of K3S9P_REPLACE in its go.mod: it is not the pinned one.
+	Replaced []string
 
 	upstream string            // what the programs call upstream's version; "" for that of Config.Module
 	stamp    string            // the digest in their version; "" for that of the set's own patches

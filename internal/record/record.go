@@ -35,6 +35,7 @@ type Set struct {
 	Flags      []string `json:"flags"`
 	Patches    []Patch  `json:"patches,omitempty"`
 	Unverified []string `json:"unverified,omitempty"` // modules whose source is not the pinned one
+	Replaced   []string `json:"replaced,omitempty"`   // modules by K3S9P_REPLACE: not what is pinned
 	Modules    []Module `json:"modules"`
 }
 

@@ -46,7 +46,7 @@ func readDistribution(dir string) (distribution, error) {
 func (d distribution) unverified() []string {
 	var modules []string
 	for _, set := range d.build.Sets {
-		modules = append(modules, set.Unverified...)
+		modules = append(append(modules, set.Unverified...), set.Replaced...)
 	}
 	return modules
 }

@@ -3,6 +3,7 @@
 package series
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -42,6 +43,9 @@ func allSeries(root string) ([]pinned, error) {
 	var all []pinned
 	for _, set := range sets {
 		for _, series := range set.Series {
+			if series.Dir == "" { // nothing is patched
+				continue
+			}
 			seen := slices.ContainsFunc(all, func(p pinned) bool { return p.Digest == series.Digest })
 			if !seen {
 				all = append(all, pinned{series, set})
@@ -183,16 +187,16 @@ func (p pinned) verify(ctx context.Context, b *builder.Builder, step *progress.S
 
 // stock is the tree of the module as it is upstream.
 func (p pinned) stock(ctx context.Context, b *builder.Builder, step *progress.Step) (string, error) {
-	if p.set == nil {
-		fetched, zip, err := b.DownloadOne(ctx, p.Pin.Path, p.Pin.Version)
+	switch {
+	case p.Local != nil:
+		return b.StockTree(p.PinnedSeries, "")
+	case p.set == nil || len(p.set.Config.Parts) > 0: // other modules of k3s may be refused
+		zip, sum, err := b.DownloadOne(ctx, p.Pin)
 		if err != nil {
 			return "", err
 		}
-		p.Pin = fetched
+		p.Pin.Sum = cmp.Or(p.Pin.Sum, sum)
 		return b.StockTree(p.PinnedSeries, zip)
-	}
-	if p.Local != nil {
-		return b.StockTree(p.PinnedSeries, "")
 	}
 	zips, err := b.Download(ctx, p.set, step)
 	if err != nil {
