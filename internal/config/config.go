@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 
 	"github.com/moby/sys/atomicwriter"
 	"github.com/pelletier/go-toml/v2"
@@ -198,9 +197,7 @@ func (s Settings) ContainerdConfig() ([]byte, error) {
 	}
 	if c.Snapshotter == "native" {
 		content["disabled_plugins"] = otherSnapshotters
-		// Who pulls an image unpacks it for overlayfs, unless told otherwise
-		// (containerd plugins/transfer).
-		plugins["io.containerd.transfer.v1.local"] = table{"unpack_config": []table{{"platform": "linux/" + runtime.GOARCH, "snapshotter": "native", "differ": "walking"}}}
+		plugins["io.containerd.transfer.v1.local"] = unpackNative()
 	}
 	content["plugins"] = plugins
 	return toml.Marshal(content)
@@ -232,6 +229,9 @@ func (s Settings) Conflist() ([]byte, error) {
 	return json.MarshalIndent(object{"cniVersion": "1.0.0", "name": "k3s9p", "plugins": []object{plugin}}, "", "  ")
 }
 
+// networkFile is the name of the configuration of the pod network.
+const networkFile = "10-k3s9p.conflist"
+
 // Files are the configuration files of a node, by their place.
 type Files struct {
 	Kubelet, Containerd, Network string
@@ -243,7 +243,7 @@ func (s Settings) Write(dir string) (Files, error) {
 	files := Files{
 		Kubelet:    filepath.Join(dir, "kubelet.yaml"),
 		Containerd: filepath.Join(dir, "containerd.toml"),
-		Network:    filepath.Join(s.Containerd.Networks, "10-k3s9p.conflist"),
+		Network:    filepath.Join(s.Containerd.Networks, networkFile),
 	}
 	var failures error
 	for name, content := range map[string]func() ([]byte, error){files.Kubelet: s.KubeletConfig, files.Containerd: s.ContainerdConfig, files.Network: s.Conflist} {

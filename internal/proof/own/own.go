@@ -43,7 +43,7 @@ func Lint(ctx context.Context, b *builder.Builder) error {
 		{"staticcheck", []string{"go", "tool", "staticcheck", comments, "./..."}},
 		{"staticcheck of the targets", []string{"go", "tool", "staticcheck", comments, "-tags=mage", "./magefiles"}},
 		{"misspell", append([]string{"go", "tool", "misspell", "-error"}, files(b.Root, ".go", ".md", ".yaml")...)},
-		{"shellcheck", []string{"shellcheck", "--severity=style", "internal/release/install.sh", "hack/capture-mountinfo.sh", "hack/update-pins.sh", ".ci/run"}},
+		{"shellcheck", []string{"shellcheck", "--severity=style", "internal/release/install.sh", "hack/capture-mountinfo.sh", "hack/start-k3s.sh", "hack/update-pins.sh", ".ci/run"}},
 		{"actionlint", []string{"go", "tool", "actionlint", "-shellcheck=shellcheck"}},
 	} {
 		step := b.UI.Step("%s", check.name)

@@ -1,0 +1,142 @@
+package config
+
+import (
+	"cmp"
+	"maps"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// K3sNode is what a k3s server is told besides the choices. Empty values leave it to
+// k3s.
+type K3sNode struct {
+	Data                     string // its data directory
+	Name, Address            string // of the node
+	ClusterCIDR, ServiceCIDR string
+	Disable                  []string // k3s's names of add-ons
+}
+
+// K3s are the arguments and files by which a k3s server gets choices. The files are by
+// their paths; they are written before k3s starts, which keeps them.
+type K3s struct {
+	Args  []string
+	Files map[string][]byte
+}
+
+// ownNetwork says that pods get the bridge of this package, and Services a proxy in
+// userspace: where the kernel cannot masquerade, flannel, kube-proxy, the network policies
+// and the load balancer of k3s, all made of iptables' extensions or vxlan, cannot work.
+func (s Settings) ownNetwork() bool { return s.Network.Egress.Way != Masquerade }
+
+// K3s renders the choices for k3s. On a machine without any blocker it says nothing
+// that k3s does not do by itself.
+func (s Settings) K3s(node K3sNode) (K3s, error) {
+	args := []string{"server"}
+	flag := func(name, value string) {
+		if value != "" {
+			args = append(args, "--"+name+"="+value)
+		}
+	}
+	flag("data-dir", node.Data)
+	flag("node-name", node.Name)
+	flag("cluster-cidr", node.ClusterCIDR)
+	flag("service-cidr", node.ServiceCIDR)
+	disable := node.Disable
+	if s.ownNetwork() {
+		// gVisor does not bring a pod's packets to the address of eth0: the node's is the bridge's.
+		flag("node-ip", node.Address)
+		flag("advertise-address", node.Address)
+		args = append(args, "--flannel-backend=none", "--disable-kube-proxy", "--disable-network-policy")
+		disable = append([]string{"traefik", "servicelb"}, disable...)
+	}
+	flag("disable", strings.Join(disable, ","))
+	defaults := Default()
+	if s.Containerd.Snapshotter != defaults.Containerd.Snapshotter {
+		flag("snapshotter", s.Containerd.Snapshotter)
+	}
+	flag("pause-image", s.Containerd.PauseImage)
+	flag("resolv-conf", s.Kubelet.Resolver)
+	for _, arg := range s.k3sKubelet() {
+		flag("kubelet-arg", arg)
+	}
+	files, err := s.k3sFiles(node.Data)
+	return K3s{Args: args, Files: files}, err
+}
+
+// k3sKubelet are the kubelet's choices as flags of it: what KubeletConfig has as fields.
+func (s Settings) k3sKubelet() []string {
+	var args []string
+	if s.UserNamespace {
+		args = append(args, "feature-gates=KubeletInUserNamespace=true")
+	}
+	if s.Kubelet.RootDir != Default().Kubelet.RootDir {
+		args = append(args, "root-dir="+s.Kubelet.RootDir)
+	}
+	if s.Kubelet.Cgroup != "" {
+		args = append(args, "cgroup-root="+s.Kubelet.Cgroup)
+	}
+	if s.Kubelet.AllowCgroupV1 {
+		args = append(args, "fail-cgroupv1=false")
+	}
+	if s.Kubelet.ForeignDisk {
+		var thresholds []string
+		for _, signal := range slices.Sorted(maps.Keys(foreignDiskEviction)) {
+			thresholds = append(thresholds, signal+"<"+foreignDiskEviction[signal])
+		}
+		args = append(args, "eviction-hard="+strings.Join(thresholds, ","), "image-gc-high-threshold=100", "image-gc-low-threshold=99")
+	}
+	return args
+}
+
+// k3sFiles are what containerd is told by a drop-in, which k3s's own configuration
+// imports, and the configuration of the pod network.
+func (s Settings) k3sFiles(data string) (map[string][]byte, error) {
+	type table = map[string]any
+	data = cmp.Or(data, "/var/lib/rancher/k3s")
+	files := make(map[string][]byte)
+	content, runtimeTable := table{}, table{}
+	if !s.Containerd.UnprivilegedPorts {
+		runtimeTable["enable_unprivileged_ports"], runtimeTable["enable_unprivileged_icmp"] = false, false
+	}
+	if s.Containerd.RestrictOOMScore || s.UserNamespace {
+		runtimeTable["restrict_oom_score_adj"] = true
+	}
+	if s.UserNamespace {
+		runtimeTable["disable_apparmor"] = true
+	}
+	plugins := table{}
+	if s.Containerd.Snapshotter == "native" {
+		content["disabled_plugins"] = otherSnapshotters
+		plugins["io.containerd.transfer.v1.local"] = unpackNative()
+	}
+	if s.ownNetwork() {
+		networks := filepath.Join(data, "agent", "etc", "cni", "net.d")
+		// Without flannel k3s leaves both to containerd, which looks into /opt and /etc.
+		runtimeTable["cni"] = table{"bin_dirs": []string{filepath.Join(data, "data", "cni")}, "conf_dir": networks}
+		conflist, err := s.Conflist()
+		if err != nil {
+			return nil, err
+		}
+		files[filepath.Join(networks, networkFile)] = conflist
+	}
+	if len(runtimeTable) > 0 {
+		plugins["io.containerd.cri.v1.runtime"] = runtimeTable
+	}
+	if len(plugins) == 0 {
+		return files, nil
+	}
+	content["version"], content["plugins"] = 3, plugins
+	drop, err := toml.Marshal(content)
+	files[filepath.Join(data, "agent", "etc", "containerd", "config-v3.toml.d", "k3s9p.toml")] = drop
+	return files, err
+}
+
+// unpackNative makes who pulls an image unpack it for the snapshotter native, not for
+// overlayfs (containerd plugins/transfer).
+func unpackNative() map[string]any {
+	return map[string]any{"unpack_config": []map[string]any{{"platform": "linux/" + runtime.GOARCH, "snapshotter": "native", "differ": "walking"}}}
+}
