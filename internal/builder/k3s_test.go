@@ -23,6 +23,7 @@ import (
 
 	"k3s9p/internal/command"
 	"k3s9p/internal/digest"
+	"k3s9p/internal/pin"
 	"k3s9p/internal/progress"
 	"k3s9p/internal/record"
 	"k3s9p/internal/rmtree"
@@ -37,7 +38,6 @@ type made struct {
 	sums  map[string]string
 	root  *httptest.Server // of the userland's archive
 	asked int              // how often the archive was asked for
-	other bool             // another archive is served
 }
 
 // leaves are the modules that others are made of: they come first, as their sums go into
@@ -57,10 +57,6 @@ func makeK3s(t *testing.T, c changes) *made {
 		m.asked++
 		if !strings.HasPrefix(r.URL.Path, "/v0.15.2/k3s-root-") {
 			http.NotFound(w, r)
-			return
-		}
-		if m.other {
-			w.Write(userland[:512])
 			return
 		}
 		w.Write(userland)
@@ -458,12 +454,6 @@ func TestK3sRefused(t *testing.T) {
 			want: []string{"flannel.go of github.com/flannel-io/cni-plugin is not in package main"}},
 		{name: "another userland", change: changes{"K3S_ROOT_SHA256=": "K3S_ROOT_SHA256=0000000000000000000000000000000000000000000000000000000000000000 # "},
 			want: []string{"scripts/version.sh: it gives K3S_ROOT_SHA256 no literal value"}},
-		{name: "other bytes of the userland", then: func(m *made) { m.other = true },
-			want: []string{"k3s-root: http://", "k3s-root-", "checksum mismatch: what was fetched has sha256 ", "hint: mage build -slim"}},
-		{name: "a file that does not unpack itself", change: changes{`must(os.Symlink(dir, filepath.Join(all, "current")))`: ""},
-			want: []string{"try the server in k3s: ", "no such file or directory"}},
-		{name: "a file that is called something else", change: changes{`fmt.Printf("k3s version %s (%s)\n", version.Version, version.GitCommit)`: `fmt.Println("k3s", version.GitCommit)`},
-			want: []string{"try k3s --version: it says \"k3s 4ca29faa\\n\", not v1.36.2+k3s1.k3s9p."}},
 		{name: "a module that the proxy does not have", then: func(m *made) {
 			if err := os.RemoveAll(m.path("proxy", "github.com", "k3s-io", "k3s")); err != nil {
 				m.t.Fatal(err)
@@ -591,6 +581,55 @@ func TestK3sReplaced(t *testing.T) {
 }
 
 const k3sVersion = "v1.36.3-0.20260720191027-4ca29faac89e"
+
+// An archive with other bytes than those that k3s names is an error; one that cannot be
+// had is not, and leaves nothing.
+func TestFetchInput(t *testing.T) {
+	m := makeK3s(t, nil)
+	url, final := m.root.URL+"/v0.15.2/k3s-root-amd64.tar", m.Work("inputs", "root")
+	right := digest.Bytes(m.userland())
+	if why, err := m.fetchInput(t.Context(), url, strings.Repeat("0", 64), final); err == nil ||
+		!strings.Contains(err.Error(), "checksum mismatch: what was fetched has sha256 "+right+", k3s names 0000") || !strings.Contains(err.Error(), "hint: mage build -slim") {
+		t.Errorf("other bytes: %q, %v", why, err)
+	}
+	if why, err := m.fetchInput(t.Context(), m.root.URL+"/elsewhere", right, final); err != nil || !strings.HasSuffix(why, "/elsewhere: 404 Not Found") {
+		t.Errorf("no such file: %q, %v", why, err)
+	}
+	if _, err := os.Stat(final); err == nil {
+		t.Error("there is an archive")
+	}
+	if why, err := m.fetchInput(t.Context(), url, right, final); err != nil || why != "" {
+		t.Errorf("the right one: %q, %v", why, err)
+	}
+	if files, err := entriesBelow(final); err != nil || len(files) != 3 {
+		t.Errorf("it has %v, %v", files, err)
+	}
+}
+
+// What was made is tried: it has to say its version, to unpack itself, and what it
+// unpacks has to say the same version.
+func TestTry(t *testing.T) {
+	const unpack = `mkdir -p "$K3S_DATA_DIR/data/current/bin"; printf '#!/bin/sh\necho k3s version v1.0.0+k3s1.k3s9p.abc\n' >"$K3S_DATA_DIR/data/current/bin/k3s"; chmod +x "$K3S_DATA_DIR/data/current/bin/k3s"`
+	whole := (&pin.Set{Name: "k3s"}).Called("v1.0.0+k3s1", "abc")
+	for name, test := range map[string]struct{ version, ctr, want string }{
+		"as it should be":      {"echo k3s version v1.0.0+k3s1.k3s9p.abc", unpack, ""},
+		"another version":      {"echo k3s version dev", unpack, `try k3s --version: it says "k3s version dev\n", not v1.0.0+k3s1.k3s9p.abc`},
+		"no archive":           {"echo k3s version v1.0.0+k3s1.k3s9p.abc", "echo nothing to unpack >&2; exit 1", "nothing to unpack"},
+		"another server in it": {"echo k3s version v1.0.0+k3s1.k3s9p.abc", strings.Replace(unpack, "abc", "abd", 1), "try the server in k3s: it says "},
+		"no server in it":      {"echo k3s version v1.0.0+k3s1.k3s9p.abc", ":", "try the server in k3s: "},
+	} {
+		dir := t.TempDir()
+		program := "#!/bin/sh\ncase $1 in --version) " + test.version + ";; *) " + test.ctr + ";; esac\n"
+		if err := os.WriteFile(filepath.Join(dir, "k3s"), []byte(program), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		b := At(t.TempDir(), command.Runner{UI: progress.New(false)})
+		err := b.try(t.Context(), whole, Compiled{Dir: dir, Outputs: []record.Output{{Path: "k3s"}}})
+		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: got %v, want %q", name, err, test.want)
+		}
+	}
+}
 
 // auto takes kubernetes where a module of k3s cannot be had, and says which; but not
 // where it could be had and is wrong.

@@ -35,6 +35,18 @@ func (s Selection) Upstream() string {
 	return s.Sets[0].Upstream()
 }
 
+// Programs are those that the distribution consists of.
+func (s Selection) Programs() []Program {
+	if s.Parted != nil {
+		return s.Parted.Config.Whole.Programs
+	}
+	var programs []Program
+	for _, set := range s.Sets {
+		programs = append(programs, set.Config.Programs...)
+	}
+	return programs
+}
+
 // Select returns what a DISTRO may mean, in the order in which it is to be tried: one
 // distribution, or several for auto. Sets with parts still have to be taken apart.
 func Select(sets []*Set, distro string) ([]Selection, error) {

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 
+	"k3s9p/internal/hint"
 	"k3s9p/internal/record"
 )
 
@@ -33,6 +34,10 @@ func readDistribution(dir string) (distribution, error) {
 	}
 	if err := json.Unmarshal(data, &d.build); err != nil {
 		return d, fmt.Errorf("read %s: %w", filepath.Join(dir, "build.json"), err)
+	}
+	if d.build.Distribution == "k3s" {
+		return d, hint.Add(fmt.Errorf("%s has the distribution k3s: its programs are in an archive, which an SBOM and licences would have to look into", dir),
+			"DISTRO=kubernetes go tool mage release; dist/k3s is for this machine")
 	}
 	_, arch, found := strings.Cut(d.build.Toolchain.Platform, "/")
 	if !found {

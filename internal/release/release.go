@@ -126,7 +126,7 @@ func (m *Maker) makeFor(ctx context.Context, dist, dir string, licences map[stri
 		return nil, err
 	}
 	if modules := d.unverified(); len(modules) > 0 && !m.source.Snapshot() {
-		return nil, hint.Add(fmt.Errorf("%s was not made from the pinned source of %s", dist, strings.Join(modules, ", ")), "build without K3S9P_UNVERIFIED; -snapshot makes a release that is not to be published")
+		return nil, hint.Add(fmt.Errorf("%s was not made from the pinned source of %s", dist, strings.Join(modules, ", ")), "build without K3S9P_UNVERIFIED and K3S9P_REPLACE; -snapshot makes a release that is not to be published")
 	}
 	step := m.Progress.Step("release %s for %s", m.source.Version, d.arch)
 	components, err := m.makeArch(ctx, d, dir, licences, step)

@@ -57,6 +57,8 @@ const (
 	KubeCgroups  = "kube-cgroups"  // with the patches of opencontainers/cgroups only
 	KubeCAdvisor = "kube-cadvisor" // with those of cAdvisor as well
 
+	K3s = "k3s" // where dist/ has it
+
 	Runc               = "runc"
 	RuncWithoutSeccomp = "runc-noseccomp"
 )

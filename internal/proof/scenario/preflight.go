@@ -1,6 +1,7 @@
 package scenario
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,6 +28,15 @@ func Preflight() error {
 		return hint.Add(fmt.Errorf("network and mount namespaces are refused here: %w", err), "a container needs CAP_SYS_ADMIN for them: run this on a machine, or in a privileged container")
 	}
 	return nil
+}
+
+// inDist is the distribution in dist/, or kubernetes if there is none.
+func inDist(b *builder.Builder) string {
+	var built record.Build
+	if data, err := os.ReadFile(b.Dist(builder.RecordName)); err == nil {
+		_ = json.Unmarshal(data, &built) // validateDist says what is wrong
+	}
+	return cmp.Or(built.Distribution, kubernetes)
 }
 
 // validateDist makes sure that dist/ has what these sources give: that is what the

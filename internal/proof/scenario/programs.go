@@ -83,7 +83,7 @@ func makePrograms(ctx context.Context, b *builder.Builder, selection pin.Selecti
 			return "", err
 		}
 	}
-	if slices.ContainsFunc(runs, Run.compares) {
+	if selection.Distribution == kubernetes && slices.ContainsFunc(runs, Run.compares) {
 		if err := p.linkVariants(ctx); err != nil {
 			return "", err
 		}
@@ -104,10 +104,8 @@ func (p programs) linkDist() error {
 		contract.Launcher:   p.Dist(builder.LauncherName),
 		contract.PauseImage: p.Dist("images", "pause.tar"),
 	}
-	for _, set := range p.selection.Sets {
-		for _, program := range set.Config.Programs {
-			files[program.Name] = p.Dist(program.Dir, program.Name)
-		}
+	for _, program := range p.selection.Programs() {
+		files[program.Name] = p.Dist(program.Dir, program.Name)
 	}
 	for name, file := range files {
 		if err := workdir.LinkFile(file, filepath.Join(p.dir, name)); err != nil {

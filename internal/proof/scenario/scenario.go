@@ -3,6 +3,7 @@
 package scenario
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -16,15 +17,21 @@ type Scenario struct {
 	Name string
 	// Everywhere says that it runs in each gVisor, and not in the newest only.
 	Everywhere bool
+	// Distribution is the one that it is for; "" is kubernetes. It runs where dist/ has it.
+	Distribution string
 }
+
+// kubernetes is the distribution of a scenario that names none.
+const kubernetes = "kubernetes"
 
 // experiment is the scenario that writes a report.
 const experiment = "experiment"
 
 // All are the scenarios, in the order in which they run.
 var All = []Scenario{
-	{"cluster", true}, {"rootless", true}, {"application", false}, {"updown", false}, {"crash", false}, {"poor", false},
-	{"native", false}, {experiment, true}, {"pods", true}, {"stats", true}, {"overlayroot", false}, {"hungmount", false},
+	{Name: "cluster", Everywhere: true}, {Name: "rootless", Everywhere: true}, {Name: "application"}, {Name: "updown"}, {Name: "crash"}, {Name: "poor"},
+	{Name: "native"}, {Name: experiment, Everywhere: true}, {Name: "pods", Everywhere: true}, {Name: "stats", Everywhere: true}, {Name: "overlayroot"}, {Name: "hungmount"},
+	{Name: "k3s", Everywhere: true, Distribution: "k3s"},
 }
 
 func names() []string {
@@ -38,6 +45,7 @@ func names() []string {
 // Run is a scenario in the gVisor of a set.
 type Run struct {
 	Scenario, Set string
+	Distribution  string         // "" is kubernetes
 	Bench         contract.Bench // if it measures
 }
 
@@ -46,9 +54,9 @@ func (r Run) String() string { return r.Scenario + strings.TrimPrefix(r.Set, tod
 // compares reports whether a run compares with variants of the sets.
 func (r Run) compares() bool { return r.Bench == contract.Bench{} }
 
-// runs lists what is to run: all, or one scenario, in each gVisor that it is for, or
-// in one (today, or YYYYMM).
-func runs(root, scenario, gvisor string) ([]Run, error) {
+// runs lists what is to run: all that are for a distribution, or one scenario, in each
+// gVisor that it is for, or in one (today, or YYYYMM).
+func runs(root, distribution, scenario, gvisor string) ([]Run, error) {
 	if scenario != "" && !slices.Contains(names(), scenario) {
 		return nil, hint.Add(fmt.Errorf("there is no scenario %q", scenario), "the scenarios are %s", strings.Join(names(), ", "))
 	}
@@ -61,11 +69,15 @@ func runs(root, scenario, gvisor string) ([]Run, error) {
 		for _, s := range All {
 			switch {
 			case scenario != "" && scenario != s.Name:
+			case cmp.Or(s.Distribution, kubernetes) != distribution:
 			case gvisor == "" && !s.Everywhere && set != today:
 			default:
-				runs = append(runs, Run{Scenario: s.Name, Set: set})
+				runs = append(runs, Run{Scenario: s.Name, Set: set, Distribution: s.Distribution})
 			}
 		}
+	}
+	if len(runs) == 0 {
+		return nil, hint.Add(fmt.Errorf("no scenario %s is for the distribution %s, which is in dist/", scenario, distribution), "DISTRO=… go tool mage build makes another one")
 	}
 	return runs, nil
 }

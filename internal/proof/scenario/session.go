@@ -1,6 +1,7 @@
 package scenario
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,7 +33,7 @@ type Options struct {
 // Test runs scenarios in real gVisor sandboxes, with the programs in dist/.
 func Test(ctx context.Context, b *builder.Builder, o Options) (err error) {
 	defer func() { err = b.ExplainNoSpace(err) }()
-	scenarios, err := runs(b.Root, o.Only, o.GVisor)
+	scenarios, err := runs(b.Root, inDist(b), o.Only, o.GVisor)
 	if err != nil {
 		return err
 	}
@@ -86,7 +87,7 @@ func With(ctx context.Context, b *builder.Builder, runs []Run, f func(*Session) 
 		return err
 	}
 	defer unlock()
-	selection, err := b.Selection(ctx, "kubernetes")
+	selection, err := b.Selection(ctx, cmp.Or(runs[0].Distribution, kubernetes))
 	if err != nil {
 		return err
 	}
