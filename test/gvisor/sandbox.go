@@ -120,7 +120,7 @@ func newSandbox(t *testing.T, options Options) *Sandbox {
 	}
 	s.id = fmt.Sprintf("k3s9p-%d-%d", os.Getpid(), run.started)
 	s.dir = filepath.Join(run.dir, strconv.Itoa(run.started))
-	s.rootfs, s.state = filepath.Join(s.dir, "disk", "rootfs"), filepath.Join(s.dir, "state")
+	s.rootfs, s.state = filepath.Join(s.dir, "disk", "rootfs"), filepath.Join(s.dir, leftover.State)
 	s.must(os.MkdirAll(s.state, 0o700))
 	return s
 }
@@ -226,7 +226,7 @@ func (s *Sandbox) boot() {
 	start := time.Now()
 	cmd := s.command(ctx, "run", "--bundle", s.dir, "--detach", s.id)
 	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Run(); err != nil {
+	if err := leftover.Run(s.dir, cmd); err != nil {
 		s.t.Fatalf("start a sandbox: runsc run: %v; its log:\n%s", err, s.log("runsc.log"))
 	}
 	if took := time.Since(start); took > startLimit {
@@ -295,7 +295,7 @@ func (s *Sandbox) Exec(ctx context.Context, args ...string) (string, error) {
 	var output bytes.Buffer
 	cmd := s.command(ctx, append([]string{"exec", "--env=PATH=" + searchPath, s.id}, args...)...)
 	cmd.Stdout, cmd.Stderr = &output, &output
-	err := cmd.Run()
+	err := leftover.Run(s.dir, cmd)
 	if ctx.Err() != nil {
 		err = ctx.Err()
 	}
@@ -327,9 +327,10 @@ func (s *Sandbox) Write(path, content string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	cmd := s.command(ctx, "exec", "--env=PATH="+searchPath, s.id, "sh", "-c", `t=$(dirname "$0")/.tmp; cat > "$t" && mv "$t" "$0"`, path)
-	cmd.Stdin = strings.NewReader(content)
-	if output, err := cmd.CombinedOutput(); err != nil {
-		s.t.Fatalf("write %s in the sandbox: %v\n%s", path, err, output)
+	var output bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(content), &output, &output
+	if err := leftover.Run(s.dir, cmd); err != nil {
+		s.t.Fatalf("write %s in the sandbox: %v\n%s", path, err, &output)
 	}
 }
 
@@ -344,9 +345,9 @@ func (s *Sandbox) Background(args ...string) *Process {
 	pidFile := strings.TrimSuffix(name, ".log") + ".pid"
 	cmd := s.command(context.Background(), append([]string{"exec", "--env=PATH=" + searchPath, "--internal-pid-file=" + pidFile, s.id}, args...)...)
 	cmd.Stdout, cmd.Stderr = log, log
-	s.must(cmd.Start())
+	s.must(leftover.Start(s.dir, cmd))
 	p := &Process{sandbox: s, name: filepath.Base(args[0]), log: name, pidFile: pidFile, done: make(chan struct{})}
-	go func() { p.err = cmd.Wait(); close(p.done) }()
+	go func() { p.err = leftover.Wait(s.dir, cmd); close(p.done) }()
 	return p
 }
 
@@ -428,7 +429,7 @@ func (s *Sandbox) Await(what string, within time.Duration, condition func() bool
 }
 
 // Processes are those of the sandbox on this machine, one for each address space:
-// runsc's own, which name its directory, and those of its process namespaces. The latter
+// runsc's own, and those of its process namespaces. The latter
 // run the sandbox's programs, several processes in one address space, and have no
 // command line (gVisor pkg/sentry/platform/systrap/subprocess.go).
 func (s *Sandbox) Processes() []int {
@@ -437,8 +438,8 @@ func (s *Sandbox) Processes() []int {
 		return link
 	}
 	of := make(map[string]bool)
-	named := leftover.Processes(s.dir)
-	for pid := range named {
+	own := leftover.Processes(s.dir)
+	for pid := range own {
 		of[namespace(pid)] = true
 	}
 	delete(of, namespace(os.Getpid()))
@@ -449,7 +450,7 @@ func (s *Sandbox) Processes() []int {
 			found = append(found, pid)
 		}
 	}
-	for pid := range named {
+	for pid := range own {
 		add(pid)
 	}
 	entries, err := os.ReadDir("/proc")
@@ -459,7 +460,7 @@ func (s *Sandbox) Processes() []int {
 		if err != nil {
 			continue
 		}
-		if _, ok := named[pid]; !ok && of[namespace(pid)] {
+		if _, ok := own[pid]; !ok && of[namespace(pid)] {
 			add(pid)
 		}
 	}

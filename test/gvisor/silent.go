@@ -12,6 +12,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"k3s9p/internal/proof/contract"
+	"k3s9p/internal/proof/leftover"
 )
 
 // A filesystem that falls silent is FUSE on this machine, and a bind mount of it in the
@@ -38,7 +39,7 @@ func (s *Sandbox) mountSilent() error {
 	defer log.Close()
 	server := exec.Command(Program(contract.Inside), "hang", s.silent.dir, s.silent.silence)
 	server.Stdout, server.Stderr = log, log
-	if err := server.Start(); err != nil {
+	if err := leftover.Start(s.dir, server); err != nil {
 		return err
 	}
 	s.silent.server = server
@@ -67,7 +68,7 @@ func (f *silent) end() error {
 	}
 	err := f.server.Process.Kill()
 	var exit *exec.ExitError
-	if waitErr := f.server.Wait(); !errors.As(waitErr, &exit) {
+	if waitErr := leftover.Wait(filepath.Dir(f.dir), f.server); !errors.As(waitErr, &exit) {
 		err = errors.Join(err, waitErr)
 	}
 	return err

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"k3s9p/internal/proof/contract"
+	"k3s9p/internal/proof/leftover"
 	"k3s9p/internal/rmtree"
 	"k3s9p/test/gvisor"
 )
@@ -44,7 +45,7 @@ func (m *Machine) In(args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + m.inside, "--"}, args...)...)
 	var output bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &output, &output
-	err := cmd.Run()
+	err := leftover.Run(filepath.Dir(m.Data), cmd)
 	return output.String(), err
 }
 

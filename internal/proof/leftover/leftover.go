@@ -3,24 +3,21 @@
 //
 // A run has a directory, named after its process, with a lock that it holds while it
 // lives, and in it a directory for each sandbox. All that a sandbox has on the machine
-// is below that directory or names it: its root, its mounts (network namespaces among
-// them), its processes.
+// is below that directory: its root, its mounts (network namespaces among them), and the
+// ids of its processes (processes.go).
 package leftover
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/gofrs/flock"
-	"golang.org/x/sys/unix"
-
 	"k3s9p/internal/rmtree"
 )
 
@@ -71,14 +68,23 @@ func Clean(base string, say func(format string, args ...any)) error {
 	return failures
 }
 
-// Wait waits until no run is left below base: a run that was told to end outlives
-// the go command that started it.
-func Wait(base string, within time.Duration) {
+// WaitForRuns waits until no run lives below base: one that was told to end outlives the
+// go command that started it.
+func WaitForRuns(base string, within time.Duration) {
 	for deadline := time.Now().Add(within); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-		if runs, err := os.ReadDir(base); err != nil || len(runs) == 0 {
+		runs, err := filepath.Glob(filepath.Join(base, "*", lockName))
+		if err != nil || !slices.ContainsFunc(runs, held) {
 			return
 		}
 	}
+}
+
+// held reports whether somebody has a lock.
+func held(name string) bool {
+	lock := flock.New(name)
+	alone, err := lock.TryLock()
+	_ = lock.Close()
+	return err == nil && !alone
 }
 
 // Sandboxes are the directories of a run's sandboxes.
@@ -91,6 +97,17 @@ func Sandboxes(run string) ([]string, error) {
 		}
 	}
 	return found, err
+}
+
+// removeCopies removes what is left of the runs in copies of the repository, which are
+// what a run of verify:proof has in its directory.
+func removeCopies(dir string) error {
+	copies, err := filepath.Glob(filepath.Join(dir, "*", ".work", "sandboxes"))
+	for _, base := range copies {
+		WaitForRuns(base, 10*time.Second) // they have been told to end
+		err = errors.Join(err, Clean(base, func(string, ...any) {}))
+	}
+	return err
 }
 
 // NodeData is how the directory with the data of a node is called that runs on this
@@ -114,46 +131,11 @@ func endNodes(dir string) error {
 	return failures
 }
 
-// Remove ends the processes that name a directory, unmounts what is mounted below it
-// and removes it.
+// Remove ends the processes that were started for a directory of a run, or of a sandbox,
+// unmounts what is mounted below it and removes it.
 func Remove(dir string) error {
-	if err := errors.Join(endNodes(dir), kill(dir)); err != nil {
+	if err := errors.Join(removeCopies(dir), endNodes(dir), kill(dir)); err != nil {
 		return err
 	}
 	return rmtree.Tree(dir)
-}
-
-// Processes are those, by id, whose command line names a directory, or something in it.
-func Processes(dir string) map[int]string {
-	found := make(map[int]string)
-	names, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, name := range names {
-		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
-		if err != nil || pid == os.Getpid() {
-			continue
-		}
-		line, err := os.ReadFile(name)
-		if err == nil && bytes.Contains(line, []byte(dir+"/")) {
-			found[pid] = strings.TrimSpace(string(bytes.ReplaceAll(line, []byte{0}, []byte{' '})))
-		}
-	}
-	return found
-}
-
-// kill ends the processes that name a directory, and waits for their end.
-func kill(dir string) error {
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		left := Processes(dir)
-		if len(left) == 0 {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("processes of %s do not end: %v", dir, left)
-		}
-		for pid := range left {
-			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-				return fmt.Errorf("end process %d (%s): %w", pid, left[pid], err)
-			}
-		}
-	}
 }

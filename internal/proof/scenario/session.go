@@ -109,7 +109,7 @@ func With(ctx context.Context, b *builder.Builder, runs []Run, f func(*Session) 
 	// Whatever a run leaves that was killed, or had a panic in a goroutine.
 	defer func() {
 		if ctx.Err() != nil {
-			leftover.Wait(s.given.Sandboxes, 4*time.Second) // mage ends the process after 5 s
+			leftover.WaitForRuns(s.given.Sandboxes, 4*time.Second) // mage ends the process after 5 s
 		}
 		err = errors.Join(err, leftover.Clean(s.given.Sandboxes, b.UI.Say))
 	}()
