@@ -24,7 +24,7 @@ var Aliases = map[string]any{"test": Test.All, "release": Release.Make}
 // All runs every test: lint, test:unit, test:upstream, test:sandbox. "mage test" is the same.
 func (t Test) All(ctx context.Context) error {
 	upstreams := func(ctx context.Context) error { return t.Upstream(ctx, nil) }
-	scenarios := func(ctx context.Context) error { return t.Sandbox(ctx, nil, nil, nil) }
+	scenarios := func(ctx context.Context) error { return t.Sandbox(ctx, nil, nil, nil, nil) }
 	for _, test := range []func(context.Context) error{Lint, t.Unit, upstreams, scenarios} {
 		if err := test(ctx); err != nil {
 			return err
@@ -43,10 +43,10 @@ func (Test) Upstream(ctx context.Context, skip *bool) error {
 	return with(func(b *builder.Builder) error { return upstream.Test(ctx, b, given(skip, false)) })
 }
 
-// Sandbox runs the scenarios in real gVisor sandboxes with a 9p root: all, or the one whose name follows; -gvisor=today|YYYYMM in one gVisor only; -skip where no sandbox can be started.
-func (Test) Sandbox(ctx context.Context, scenario, gvisor *string, skip *bool) error {
+// Sandbox runs the scenarios in real gVisor sandboxes with a 9p root: all, or the one whose name follows; -gvisor=today|YYYYMM in one gVisor only; -run=PATTERN those of its tests that match; -skip where no sandbox can be started.
+func (Test) Sandbox(ctx context.Context, scenario, gvisor, run *string, skip *bool) error {
 	return with(func(b *builder.Builder) error {
-		return sandbox.Test(ctx, b, sandbox.Options{Only: given(scenario, ""), GVisor: given(gvisor, ""), MaySkip: given(skip, false)})
+		return sandbox.Test(ctx, b, sandbox.Options{Only: given(scenario, ""), GVisor: given(gvisor, ""), Tests: given(run, ""), MaySkip: given(skip, false)})
 	})
 }
 

@@ -25,6 +25,11 @@ func (Verify) Interrupted(ctx context.Context, times *int) error {
 	return with(func(b *builder.Builder) error { return verify.Interrupted(ctx, b, distro(), given(times, 10)) })
 }
 
+// Proof takes out one patch, fix or probe after the other, or those with -only=TEXT in their name, in a copy, and expects the test that protects it to fail.
+func (Verify) Proof(ctx context.Context, only *string) error {
+	return with(func(b *builder.Builder) error { return verify.Proof(ctx, b, given(only, "")) })
+}
+
 // Bench measures the build against plain go build, patched code against stock, and clusters in each gVisor against the same natively; -only=build|cluster, -cold also a first build, -gvisor=today|YYYYMM in one gVisor only, -times=N, 3 by default, how often each.
 func Bench(ctx context.Context, only *string, cold *bool, gvisor *string, times *int) error {
 	return with(func(b *builder.Builder) error {

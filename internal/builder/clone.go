@@ -1,6 +1,7 @@
 package builder
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -19,12 +20,34 @@ func (b *Builder) Clone(name string) (*Builder, func(), error) {
 		return nil, nil, err
 	}
 	remove := func() { _ = rmtree.Tree(dir) }
-	root := filepath.Join(dir, "repository")
-	if err := copySources(b.Root, root); err != nil {
+	clone, err := b.cloneTo(filepath.Join(dir, "repository"))
+	if err != nil {
 		remove()
-		return nil, nil, fmt.Errorf("copy the repository to %s: %w", root, err)
 	}
-	return At(root, b.Runner), remove, nil
+	return clone, remove, err
+}
+
+func (b *Builder) cloneTo(root string) (*Builder, error) {
+	if err := copySources(b.Root, root); err != nil {
+		return nil, fmt.Errorf("copy the repository to %s: %w", root, err)
+	}
+	return At(root, b.Runner), nil
+}
+
+// CloneWithCache copies the sources to a directory, and what was built of them, so that
+// only what is changed there is built. The files of the latter are hard links: whoever
+// changes one replaces it.
+func (b *Builder) CloneWithCache(root string) (*Builder, error) {
+	clone, err := b.cloneTo(root)
+	if err != nil {
+		return nil, err
+	}
+	for _, dir := range []string{"src", "stock", "mod", "out", "frames", "root"} {
+		if err := LinkTree(b.Work(dir), clone.Work(dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+	return clone, nil
 }
 
 // WithEmptyCache makes a clone compile everything: its Go build cache is its own.
@@ -41,10 +64,11 @@ func copySources(from, to string) error {
 		if err != nil {
 			return err
 		}
-		if slices.Contains([]string{".git", ".work", "dist"}, name) {
+		skipped := slices.Contains([]string{".git", ".work", "dist"}, name)
+		switch {
+		case skipped && entry.IsDir():
 			return filepath.SkipDir
-		}
-		if !entry.Type().IsRegular() {
+		case skipped || !entry.Type().IsRegular(): // .git is a file in a worktree
 			return nil
 		}
 		info, err := entry.Info()

@@ -1,6 +1,7 @@
 package experiment
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"testing"
@@ -11,12 +12,13 @@ import (
 
 func TestMain(m *testing.M) { gvisor.Main(reporting{m}) }
 
-// reporting writes the report when the tests have run, also if some have failed.
+// reporting writes the report when the tests have run, also if some have failed, unless
+// only some were asked for.
 type reporting struct{ *testing.M }
 
 func (r reporting) Run() int {
 	code := r.M.Run()
-	if len(steps) == 0 {
+	if len(steps) == 0 || flag.Lookup("test.run").Value.String() != "" {
 		return code
 	}
 	column := report.Column{GVisor: gvisor.Name()}

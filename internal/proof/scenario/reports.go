@@ -9,11 +9,11 @@ import (
 	"k3s9p/internal/proof/report"
 )
 
-// experimentsOf are the gVisors that some runs replay the experiment in.
+// experimentsOf are the gVisors that some runs replay the whole experiment in.
 func experimentsOf(runs []Run) []string {
 	var gvisors []string
 	for _, run := range runs {
-		if run.Scenario == experiment {
+		if run.Scenario == experiment && run.Tests == "" {
 			gvisors = append(gvisors, GVisor(run.Set))
 		}
 	}

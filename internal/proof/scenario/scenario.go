@@ -46,17 +46,22 @@ func names() []string {
 type Run struct {
 	Scenario, Set string
 	Distribution  string         // "" is kubernetes
+	Tests         string         // those that match, as -run of go test, or all if it is ""
 	Bench         contract.Bench // if it measures
 }
 
 func (r Run) String() string { return r.Scenario + strings.TrimPrefix(r.Set, today) }
 
 // compares reports whether a run compares with variants of the sets.
-func (r Run) compares() bool { return r.Bench == contract.Bench{} }
+func (r Run) compares() bool { return r.Scenario == experiment }
 
 // runs lists what is to run: all that are for a distribution, or one scenario, in each
 // gVisor that it is for, or in one (today, or YYYYMM).
-func runs(root, distribution, scenario, gvisor string) ([]Run, error) {
+func runs(root, distribution string, o Options) ([]Run, error) {
+	scenario, gvisor := o.Only, o.GVisor
+	if o.Tests != "" && scenario == "" {
+		return nil, hint.Add(fmt.Errorf("tests that match %q are of one scenario", o.Tests), "go tool mage test:sandbox SCENARIO -run=%s", o.Tests)
+	}
 	if scenario != "" && !slices.Contains(names(), scenario) {
 		return nil, hint.Add(fmt.Errorf("there is no scenario %q", scenario), "the scenarios are %s", strings.Join(names(), ", "))
 	}
@@ -72,7 +77,7 @@ func runs(root, distribution, scenario, gvisor string) ([]Run, error) {
 			case cmp.Or(s.Distribution, kubernetes) != distribution:
 			case gvisor == "" && !s.Everywhere && set != today:
 			default:
-				runs = append(runs, Run{Scenario: s.Name, Set: set, Distribution: s.Distribution})
+				runs = append(runs, Run{Scenario: s.Name, Set: set, Distribution: s.Distribution, Tests: o.Tests})
 			}
 		}
 	}

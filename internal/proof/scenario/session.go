@@ -26,6 +26,7 @@ import (
 type Options struct {
 	Only   string // one scenario, or all if it is ""
 	GVisor string // in one gVisor (today, YYYYMM), or in each that a scenario is for
+	Tests  string // of the scenario: those that match, as -run of go test, or all if it is ""
 	// MaySkip makes it no failure that no sandbox can be started here.
 	MaySkip bool
 }
@@ -33,7 +34,7 @@ type Options struct {
 // Test runs scenarios in real gVisor sandboxes, with the programs in dist/.
 func Test(ctx context.Context, b *builder.Builder, o Options) (err error) {
 	defer func() { err = b.ExplainNoSpace(err) }()
-	scenarios, err := runs(b.Root, inDist(b), o.Only, o.GVisor)
+	scenarios, err := runs(b.Root, inDist(b), o)
 	if err != nil {
 		return err
 	}
@@ -137,7 +138,11 @@ func (s *Session) Run(ctx context.Context, run Run) (bool, error) {
 	step := s.b.UI.Step("%s in gVisor", name)
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	cmd := exec.CommandContext(limited, "go", "test", "-json", "-count=1", "-vet=off", "-timeout="+(2*limit).String(), "./test/"+run.Scenario)
+	args := []string{"test", "-json", "-count=1", "-vet=off", "-timeout=" + (2 * limit).String()}
+	if run.Tests != "" {
+		args = append(args, "-run="+run.Tests)
+	}
+	cmd := exec.CommandContext(limited, "go", append(args, "./test/"+run.Scenario)...)
 	cmd.Dir, cmd.Env = s.b.Root, append(s.b.Env(false), variable)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	// The tests delete their sandboxes when they are told to end.

@@ -60,5 +60,13 @@ func GVisor(set string) string {
 	return strings.TrimPrefix(set, older)
 }
 
+// SetOf is the set of a gVisor.
+func SetOf(gvisor string) string {
+	if gvisor == GVisor(today) {
+		return today
+	}
+	return older + gvisor
+}
+
 // runsc is how the sandbox of a set is called among the programs of the tests.
 func runsc(set string) string { return "runsc" + strings.TrimPrefix(set, today) }

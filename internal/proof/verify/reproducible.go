@@ -122,7 +122,11 @@ func child(ctx context.Context, b *builder.Builder, distro string, kill time.Dur
 	cmd := exec.CommandContext(ctx, self, targets...)
 	cmd.Dir = b.Root
 	cmd.Env = append(os.Environ(), "DISTRO="+distro)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// It ends as by Ctrl-C, also when this process is killed: what it has in sandboxes
+	// goes with it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGINT}
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 10 * time.Second
 	var output bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &output, &output
 	if err := cmd.Start(); err != nil {
