@@ -66,5 +66,5 @@ func Lint(ctx context.Context) error {
 	return with(func(b *builder.Builder) error { return own.Lint(ctx, b) })
 }
 
-// Docs brings the tables in docs/ to what the last "mage test:sandbox experiment" has seen.
+// Docs brings what README.md and docs/ say of the experiment to what the last "mage test:sandbox experiment" has seen.
 func Docs() error { return with(sandbox.UpdateDocs) }

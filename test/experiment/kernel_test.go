@@ -40,6 +40,10 @@ func TestOverlay(t *testing.T) {
 	})
 }
 
+// linkIptables makes the plain iptables, which is not there without an installed
+// package's alternatives: the legacy one, because gVisor has its tables only.
+const linkIptables = "for i in iptables ip6tables; do for p in '' -save -restore; do ln -s $(command -v $i-legacy$p) /usr/local/bin/$i$p; done; done"
+
 // What a cluster has for Services and for networks of several nodes: kube-proxy in each
 // of its modes, beside an apiserver, and the device that flannel makes.
 func TestNetwork(t *testing.T) {
@@ -50,9 +54,7 @@ func TestNetwork(t *testing.T) {
 	c := cluster.Start(t, gvisor.Options{Files: map[string]string{proxy: gvisor.Program(contract.KubeStock)}})
 	c.Up()
 	c.Must("sh", "-c", "umask 077 && "+cluster.Program+" kubeconfig > /root/kubeconfig")
-	// Without an installed package's alternatives there is no plain iptables, and gVisor
-	// has the legacy tables only.
-	c.Must("sh", "-c", "for i in iptables ip6tables; do for p in '' -save -restore; do ln -s $(command -v $i-legacy$p) /usr/local/bin/$i$p; done; done")
+	c.Must("sh", "-c", linkIptables)
 	b := find(t, "services")
 	for _, mode := range []struct{ name, expected string }{
 		{"iptables", "can't set sysctl net/ipv4/conf/all/route_localnet"},

@@ -51,6 +51,35 @@ func TestPodBlockers(t *testing.T) {
 	}
 }
 
+// The plugin of the pod network is told to masquerade what leaves it, as most
+// configurations tell theirs: it does not find its program, and where that is installed
+// the kernel refuses its rules.
+func TestMasquerade(t *testing.T) {
+	const refused = blocker.Symptom("running […iptables -t nat…]: exit status…not supported")
+	b := find(t, "masquerade")
+	run(t, of("masquerade", report.Extra, b), func(t *testing.T, s *step) {
+		n := node.Prepare(t, node.Options{})
+		without := n.Read(n.Network())
+		with := strings.Replace(without, `"ipMasq": false`, `"ipMasq": true`, 1)
+		if with == without {
+			t.Fatalf("%s has no ipMasq: %s", n.Network(), without)
+		}
+		n.Write(n.Network(), with)
+		n.StartContainerd()
+		n.StartKubelet()
+		n.Run("before", node.Web())
+		s.Seen = n.AwaitSymptom(b.Symptom, 60*time.Second)
+		found(t, n, b, s)
+		n.Must("sh", "-c", linkIptables)
+		s.Evidence = n.AwaitSymptom(refused, 60*time.Second) + "; " + s.Evidence
+		n.Fix()
+		n.Restart()
+		n.Run("after", node.Web())
+		n.AwaitRunning("after")
+		s.Result = report.Reproduced
+	})
+}
+
 // linkPlugins does what the experiment did first: links instead of copies. The
 // containerd that runs still looks in /opt/cni/bin.
 func linkPlugins(n *node.Node) string {

@@ -219,6 +219,9 @@ func (n *Node) StartOther(program, script string, args ...string) {
 // Config is the file of the kubelet's configuration.
 func (n *Node) Config() string { return n.machine.Files.Kubelet }
 
+// Network is the file of the pod network's configuration.
+func (n *Node) Network() string { return n.machine.Files.Network }
+
 // Restart stops and starts containerd and the kubelet, with the configuration as
 // it is now.
 func (n *Node) Restart() {

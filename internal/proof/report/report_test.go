@@ -3,6 +3,7 @@ package report
 import (
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -15,8 +16,12 @@ import (
 var columns = []Column{
 	{GVisor: "today", Steps: []Step{
 		{ID: "vxlan", Kind: Extra, Title: "no VXLAN devices", Result: Reproduced},
-		{ID: "cause-stock", Kind: Cause, Title: "no patch", Seen: `failed: "x" <y>" pod=z`, Fix: "a & b", Result: Reproduced},
-		{ID: "cause-all", Kind: Cause, Title: "all | patches", Result: Passed},
+		{ID: "cause-stock", Kind: Cause, Title: "no patch", Expected: `failed: "x" <y>`, Fix: "a & b", Result: Reproduced},
+		{ID: "cause-all", Kind: Cause, Title: "all | patches", Expected: "a pod answers", Result: Passed},
+		{ID: "workaround-a", Kind: Workaround, Title: "a tmpfs", Result: FailsAsExpected},
+		{ID: "workaround-a-cgroups", Kind: Workaround, Title: "the same", Result: Helps},
+		{ID: "workaround-b", Kind: Workaround, Title: "a bind mount", Result: FailsAsExpected},
+		{ID: "workaround-b-cgroups", Kind: Workaround, Title: "the same", Result: FailsAsExpected},
 		{ID: "iteration-2-kmsg", Kind: Iteration, Title: "no /dev/kmsg", Result: Reproduced},
 		{ID: "iteration-1-baseline", Kind: Iteration, Title: "kernel parameters", Result: NotReproduced},
 	}},
@@ -41,6 +46,10 @@ func TestTable(t *testing.T) {
 | --- | --- | --- | --- |
 | iteration-1-baseline | kernel parameters | not-reproduced | not-reproduced |
 | iteration-2-kmsg | no /dev/kmsg | reproduced | – |
+| workaround-a | a tmpfs | fails-as-expected | – |
+| workaround-a-cgroups | the same | helps | – |
+| workaround-b | a bind mount | fails-as-expected | – |
+| workaround-b-cgroups | the same | fails-as-expected | – |
 | cause-stock | no patch | reproduced | – |
 | cause-all | all \| patches | passed | – |
 | vxlan | no VXLAN devices | reproduced | – |
@@ -72,33 +81,50 @@ func TestPictureIsXML(t *testing.T) {
 			t.Fatalf("%v in\n%s", err, text)
 		}
 	}
-	if !strings.Contains(text, "no patch") || strings.Index(text, "no patch") > strings.Index(text, "all | patches") {
-		t.Errorf("the causes are not from top to bottom:\n%s", text)
+	last := -1
+	for _, title := range []string{"no /dev/kmsg", "no patch", "all | patches"} {
+		at := strings.Index(text, title)
+		if at <= last {
+			t.Errorf("%q is not there, or not below the one before:\n%s", title, text)
+		}
+		last = at
 	}
 }
 
-func TestDocument(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "experiment.md")
-	if err := os.WriteFile(file, []byte("before\n"+begin+"old\n"+end+"after\n"), 0o644); err != nil {
+func TestDocuments(t *testing.T) {
+	root := t.TempDir()
+	if err := os.Mkdir(filepath.Join(root, "docs"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := Compare(file, columns); err == nil || !strings.Contains(err.Error(), "mage docs") {
-		t.Errorf("another table gives %v", err)
+	readme, document := filepath.Join(root, "README.md"), filepath.Join(root, "docs", "experiment.md")
+	place := func(name, text string) string { return fmt.Sprintf(begin, name) + text + fmt.Sprintf(end, name) }
+	write := func(file, text string) {
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err := Update(file, columns); err != nil {
+	write(readme, "before\n"+place("causes", "old\n")+"between\n"+place("workarounds", "")+"after\n")
+	write(document, place("experiment", "old\n"))
+	if err := Compare(root, columns); err == nil || !strings.Contains(err.Error(), "mage docs") {
+		t.Errorf("other documents give %v", err)
+	}
+	if err := Update(root, columns); err != nil {
 		t.Fatal(err)
 	}
-	if err := Compare(file, columns); err != nil {
+	if err := Compare(root, columns); err != nil {
 		t.Error(err)
 	}
-	data, err := os.ReadFile(file)
-	if want := "before\n" + begin + Table(columns) + end + "after\n"; err != nil || string(data) != want {
-		t.Errorf("the document is %q, %v; want %q", data, err, want)
+	want := "before\n" + place("causes", "| patches | what the kubelet says |\n| --- | --- |\n| no patch | `failed: \"x\" <y>` |\n| all \\| patches | it is healthy: a pod answers |\n") +
+		"between\n" + place("workarounds", "Of the experiment's 2 workarounds 1 would have helped against 9p:\na tmpfs.\nIt could not see that, because the cgroups ended its kubelet first.\n") + "after\n"
+	if data, err := os.ReadFile(readme); err != nil || string(data) != want {
+		t.Errorf("README.md, %v (-want +got):\n%s", err, cmp.Diff(want, string(data)))
 	}
-	if err := os.WriteFile(file, []byte("nothing"), 0o644); err != nil {
-		t.Fatal(err)
+	write(filepath.Join(root, "docs", "experiment.svg"), "another picture")
+	if err := Compare(root, columns); err == nil || !strings.Contains(err.Error(), "experiment.svg") {
+		t.Errorf("another picture gives %v", err)
 	}
-	if err := Update(file, columns); err == nil {
+	write(document, "nothing")
+	if err := Update(root, columns); err == nil {
 		t.Error("a document without the markers was updated")
 	}
 }

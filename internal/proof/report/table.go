@@ -29,6 +29,40 @@ func Table(columns []Column) string {
 	return table.String()
 }
 
+// causesTable is what a kubelet says with which patches.
+func causesTable(c Column) string {
+	var table strings.Builder
+	table.WriteString("| patches | what the kubelet says |\n| --- | --- |\n")
+	for _, s := range causes(c) {
+		says := words(s.Expected)
+		if s.Result == Passed {
+			says = "it is healthy: " + s.Expected
+		}
+		fmt.Fprintf(&table, "| %s | %s |\n", escape(s.Title), escape(says))
+	}
+	return table.String()
+}
+
+// cgroups is the end of the name of a workaround that was tried with the cgroups patched.
+const cgroups = "-cgroups"
+
+// workaroundsSentence says which workarounds would have helped against 9p.
+func workaroundsSentence(c Column) string {
+	var tried, help []string
+	for _, s := range c.Steps {
+		if s.Kind != Workaround || !strings.HasSuffix(s.ID, cgroups) {
+			continue
+		}
+		of := strings.TrimSuffix(s.ID, cgroups)
+		tried = append(tried, of)
+		if i := slices.IndexFunc(c.Steps, func(other Step) bool { return other.ID == of }); i >= 0 && s.Result == Helps {
+			help = append(help, c.Steps[i].Title)
+		}
+	}
+	return fmt.Sprintf("Of the experiment's %d workarounds %d would have helped against 9p:\n%s.\n"+
+		"It could not see that, because the cgroups ended its kubelet first.\n", len(tried), len(help), strings.Join(help, "; "))
+}
+
 // steps are those of all columns, each once, in the order of the report.
 func steps(columns []Column) []Step {
 	var all []Step

@@ -2,7 +2,6 @@ package scenario
 
 import (
 	"errors"
-	"path/filepath"
 
 	"k3s9p/internal/builder"
 	"k3s9p/internal/hint"
@@ -30,7 +29,7 @@ func clearReport(b *builder.Builder, runs []Run) error {
 }
 
 // concludeReport puts together what the experiment has written. Where it was run in
-// each gVisor, the table in docs/ has to be the same.
+// each gVisor, README.md and docs/ have to say the same.
 func concludeReport(b *builder.Builder, runs []Run) error {
 	gvisors := experimentsOf(runs)
 	columns, err := report.Read(b.Dist("reports"), gvisors)
@@ -44,10 +43,10 @@ func concludeReport(b *builder.Builder, runs []Run) error {
 	if err != nil || len(gvisors) < len(all) {
 		return err
 	}
-	return report.Compare(document(b), columns)
+	return report.Compare(b.Root, columns)
 }
 
-// UpdateDocs brings the tables in docs/ to what the experiment has seen last.
+// UpdateDocs brings README.md and docs/ to what the experiment has seen last.
 func UpdateDocs(b *builder.Builder) error {
 	all, err := gvisorsOf(b)
 	if err != nil {
@@ -60,10 +59,8 @@ func UpdateDocs(b *builder.Builder) error {
 	if len(columns) < len(all) {
 		return hint.Add(errors.New("dist/reports has no report of the experiment in each gVisor"), "go tool mage test:sandbox experiment")
 	}
-	return report.Update(document(b), columns)
+	return report.Update(b.Root, columns)
 }
-
-func document(b *builder.Builder) string { return filepath.Join(b.Root, "docs", "experiment.md") }
 
 // gvisorsOf are the names of all gVisors.
 func gvisorsOf(b *builder.Builder) ([]string, error) {
