@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -55,10 +56,12 @@ func TestPods(t *testing.T) {
 		}
 	})
 	t.Run("exec", func(t *testing.T) {
-		output := n.Must("inside", "http", "POST", node.Serving+"/run/default/a-"+node.Name+"/web?cmd=/web+say+hello")
-		if strings.TrimSpace(output) != "hello" {
-			t.Errorf("the program in the pod printed %q", output)
-		}
+		streams(t, n, "exec", "a", "&command=/web&command=echo")
+	})
+	t.Run("attach", func(t *testing.T) {
+		n.Run("echo", echo())
+		n.AwaitRunning("echo")
+		streams(t, n, "attach", "echo", "")
 	})
 	t.Run("a failing liveness probe restarts", func(t *testing.T) {
 		spec := node.Web()
@@ -83,10 +86,10 @@ func TestPods(t *testing.T) {
 		during := traces(n)
 		for what := range before {
 			if during[what] == before[what] {
-				t.Errorf("%s: four pods that run left no trace of it: the check is blind", what)
+				t.Errorf("%s: pods that run left no trace of it: the check is blind", what)
 			}
 		}
-		for _, name := range []string{"a", "b", "host", "probed"} {
+		for _, name := range []string{"a", "b", "host", "echo", "probed"} {
 			n.Delete(name)
 		}
 		var after map[string]string
@@ -97,6 +100,24 @@ func TestPods(t *testing.T) {
 		}
 		t.Errorf("before the pods, and after (-before +after):\n%s", cmp.Diff(before, after))
 	})
+}
+
+// streams sends lines to a program in a pod that sends them back, and expects all.
+func streams(t *testing.T, n *node.Node, way, pod, query string) {
+	t.Helper()
+	url := fmt.Sprintf("%s/%s/default/%s-%s/web?input=1&output=1&error=1%s", node.Serving, way, pod, node.Name, query)
+	output := n.Must("sh", "-c", "yes line | head -n 20000 | inside stream '"+url+"' | sort | uniq --count")
+	if got := strings.Fields(output); !slices.Equal(got, []string{"20000", "line"}) {
+		t.Errorf("of 20000 lines came back: %s", output)
+	}
+}
+
+// echo is a pod that prints what it reads, and ends when that does.
+func echo() corev1.PodSpec {
+	spec := node.Web()
+	spec.RestartPolicy = corev1.RestartPolicyNever
+	spec.Containers[0].Args, spec.Containers[0].Stdin, spec.Containers[0].StdinOnce = []string{"echo"}, true, true
+	return spec
 }
 
 // traces are the places in which a pod can leave something.

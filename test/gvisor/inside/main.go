@@ -31,6 +31,7 @@ import (
 const usage = `usage:
   inside init                      process 1
   inside http METHOD URL           what a URL answers
+  inside stream URL                what a container reads and prints: its exec or attach at a kubelet
   inside statfs PATH               type, bytes (all, free, available), inodes (all, free)
   inside plan SETTINGS             what would be done
   inside fix SETTINGS ID,…         do it, except about those blockers, and write the configuration
@@ -59,6 +60,8 @@ func main() {
 		reap()
 	case os.Args[1] == "http" && len(args) == 2:
 		ask(args[0], args[1])
+	case os.Args[1] == "stream" && len(args) == 1:
+		check(stream(args[0]))
 	case os.Args[1] == "statfs" && len(args) == 1:
 		statfs(args[0])
 	case os.Args[1] == "plan" && len(args) == 1:
