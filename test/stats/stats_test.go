@@ -32,12 +32,25 @@ func TestStats(t *testing.T) {
 		near(t, "the node's working set against what /proc/meminfo says is used", float64(*memory.WorkingSetBytes), used(meminfo(t, n)), 0.15)
 	})
 	t.Run("metrics", func(t *testing.T) {
+		// cAdvisor's first sample of a container may be of its first moment.
+		const workingSet = "container_memory_working_set_bytes"
+		running := now(t, n)
+		var cadvisor string
+		n.Await("cAdvisor's sample of the container, once it runs", 60*time.Second, func() bool {
+			cadvisor = n.Ask("/metrics/cadvisor")
+			found := samples(t, cadvisor, workingSet, `container="web"`)
+			return len(found) == 1 && found[0].time > running
+		})
 		info, fs, now := meminfo(t, n), n.Statfs(), container(t, n)
-		cadvisor, resource := n.Ask("/metrics/cadvisor"), n.Ask("/metrics/resource")
+		resource := n.Ask("/metrics/resource")
 		near(t, "machine_memory_bytes", metric(t, cadvisor, "machine_memory_bytes"), info["MemTotal:"], 0)
-		near(t, "container_fs_limit_bytes", metric(t, cadvisor, "container_fs_limit_bytes", `id="/"`, rootDevice(t, n)), float64(fs.Bytes), 0)
-		near(t, "container_memory_working_set_bytes of cAdvisor", metric(t, cadvisor, "container_memory_working_set_bytes", `container="web"`), float64(memory(now)), 0.25)
-		near(t, "container_memory_working_set_bytes", metric(t, resource, "container_memory_working_set_bytes", `container="web"`), float64(memory(now)), 0.25)
+		root, source := rootDevice(t, n)
+		near(t, "container_fs_limit_bytes", metric(t, cadvisor, "container_fs_limit_bytes", `id="/"`, device(root)), float64(fs.Bytes), 0)
+		if len(samples(t, cadvisor, "container_fs_limit_bytes", `id="/"`, device(source))) > 0 {
+			t.Errorf("the filesystem of / is reported twice: as %s, and as %s", root, source)
+		}
+		near(t, workingSet+" of cAdvisor", metric(t, cadvisor, workingSet, `container="web"`), float64(memory(now)), 0.25)
+		near(t, workingSet, metric(t, resource, workingSet, `container="web"`), float64(memory(now)), 0.25)
 		near(t, "node_memory_working_set_bytes", metric(t, resource, "node_memory_working_set_bytes"), used(info), 0.15)
 		// The processors of the sandbox cannot have worked longer than it has run.
 		most := float64(processors(t, n)) * uptime(t, n)
@@ -78,11 +91,25 @@ func near(t *testing.T, what string, got, want, part float64) {
 	}
 }
 
-// metric is the value of the only sample of a name with some labels, in the text format
-// of Prometheus.
+// metric is the value of the only sample of a name with some labels.
 func metric(t *testing.T, text, name string, labels ...string) float64 {
 	t.Helper()
-	var found []float64
+	found := samples(t, text, name, labels...)
+	if len(found) != 1 {
+		t.Fatalf("%s with %v is there %d times", name, labels, len(found))
+	}
+	return found[0].value
+}
+
+// sample is a value, and when it was taken, in seconds since 1970; 0 if that is not said.
+type sample struct {
+	value float64
+	time  int64
+}
+
+// samples are those of a name with some labels, in the text format of Prometheus.
+func samples(t *testing.T, text, name string, labels ...string) (found []sample) {
+	t.Helper()
 	for line := range strings.Lines(text) {
 		rest, ok := strings.CutPrefix(line, name)
 		if !ok || rest[0] != '{' && rest[0] != ' ' {
@@ -98,16 +125,18 @@ func metric(t *testing.T, text, name string, labels ...string) float64 {
 		if !ok {
 			continue
 		}
-		value, err := strconv.ParseFloat(strings.Fields(values)[0], 64)
+		fields := strings.Fields(values)
+		value, err := strconv.ParseFloat(fields[0], 64)
+		var milliseconds int64
+		if err == nil && len(fields) > 1 {
+			milliseconds, err = strconv.ParseInt(fields[1], 10, 64)
+		}
 		if err != nil {
 			t.Fatalf("%q: %v", line, err)
 		}
-		found = append(found, value)
+		found = append(found, sample{value, milliseconds / 1000})
 	}
-	if len(found) != 1 {
-		t.Fatalf("%s with %v is there %d times", name, labels, len(found))
-	}
-	return found[0]
+	return found
 }
 
 // meminfo is /proc/meminfo of the sandbox, in bytes.
@@ -127,16 +156,19 @@ func meminfo(t *testing.T, n *node.Node) map[string]float64 {
 	return values
 }
 
-// rootDevice is the label of the root filesystem's partition: gVisor names no device,
-// so it is the source with the device's numbers (docs/filesystems.md).
-func rootDevice(t *testing.T, n *node.Node) string {
+// rootDevice is how the root filesystem is called: gVisor names no device, so it is the
+// source with the device's numbers, and not the source alone (docs/filesystems.md).
+func rootDevice(t *testing.T, n *node.Node) (name, source string) {
 	t.Helper()
 	mounts, err := mountinfo.GetMountsFromReader(strings.NewReader(n.Read("/proc/self/mountinfo")), mountinfo.SingleEntryFilter("/"))
 	if err != nil || len(mounts) != 1 {
 		t.Fatalf("the root in the mount table: %v, %v", mounts, err)
 	}
-	return fmt.Sprintf(`device="%s_%d-%d"`, mounts[0].Source, mounts[0].Major, mounts[0].Minor)
+	source = mounts[0].Source
+	return fmt.Sprintf("%s_%d-%d", source, mounts[0].Major, mounts[0].Minor), source
 }
+
+func device(name string) string { return fmt.Sprintf("device=%q", name) }
 
 func used(meminfo map[string]float64) float64 { return meminfo["MemTotal:"] - meminfo["MemFree:"] }
 
