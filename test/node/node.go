@@ -113,8 +113,11 @@ func Start(t *testing.T, options Options) *Node {
 	n.StartKubelet()
 	n.Await("an answer of the kubelet", 60*time.Second, n.ok)
 	t.Cleanup(func() {
-		if !t.Failed() {
+		switch {
+		case !t.Failed():
 			n.AwaitHealthy()
+		case n.Kubelet.Ended(): // whoever asked it has only seen that nobody answers
+			t.Logf("the kubelet ended:\n%s", Tail(n.Kubelet.Output()))
 		}
 	})
 	return n
