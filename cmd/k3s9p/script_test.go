@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -19,16 +20,16 @@ import (
 	"k3s9p/internal/rmtree"
 )
 
-// launcher is a k3s9p with a distribution of a few scripts.
-var launcher string
+// launcher is a k3s9p with a distribution of a few scripts, and k3sLauncher one with k3s.
+var launcher, k3sLauncher string
 
 func TestMain(m *testing.M) {
 	dir, err := os.MkdirTemp("", "k3s9p-cli-")
 	if err != nil {
 		panic(err)
 	}
-	launcher = filepath.Join(dir, "k3s9p")
-	if err := makeLauncher(dir); err != nil {
+	launcher, k3sLauncher = filepath.Join(dir, "k3s9p"), filepath.Join(dir, "k3s9p-k3s")
+	if err := makeLaunchers(dir); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -37,7 +38,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-func makeLauncher(dir string) error {
+func makeLaunchers(dir string) error {
 	if err := os.Chmod(dir, 0o755); err != nil { // for a user that is not root
 		return err
 	}
@@ -45,9 +46,16 @@ func makeLauncher(dir string) error {
 	if output, err := exec.Command("go", "build", "-o", bare, ".").CombinedOutput(); err != nil {
 		return fmt.Errorf("compile the launcher: %w\n%s", err, output)
 	}
+	return errors.Join(
+		makeLauncher(launcher, bare, record.Build{Distribution: "kubernetes", Version: "v1.2.3", Sets: []record.Set{{Name: "kubernetes", Version: "v1.2.3"}}}, "bin/kubectl", "bin/ctr", "bin/runc"),
+		makeLauncher(k3sLauncher, bare, record.Build{Distribution: "k3s", Version: "v1.2.3+k3s1", Lacks: []string{"the userland"}}, "k3s"),
+	)
+}
+
+// makeLauncher attaches a distribution to the bare program.
+func makeLauncher(name, bare string, build record.Build, programs ...string) error {
 	program := []byte("#!/bin/sh\necho \"$0\" \"$@\" \"KUBECONFIG=$KUBECONFIG\"\n")
-	build := record.Build{Distribution: "kubernetes", Version: "v1.2.3", Sets: []record.Set{{Name: "kubernetes", Version: "v1.2.3"}}}
-	for _, name := range []string{"bin/kubectl", "bin/ctr", "bin/runc"} {
+	for _, name := range programs {
 		build.Outputs = append(build.Outputs, record.Output{Path: name, Size: int64(len(program)), SHA256: fmt.Sprintf("%x", sha256.Sum256(program))})
 	}
 	in, err := os.Open(bare)
@@ -55,7 +63,7 @@ func makeLauncher(dir string) error {
 		return err
 	}
 	defer in.Close()
-	out, err := os.OpenFile(launcher, os.O_CREATE|os.O_WRONLY, 0o755)
+	out, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY, 0o755)
 	if err != nil {
 		return err
 	}
@@ -64,10 +72,7 @@ func makeLauncher(dir string) error {
 		err := bundle.Compress(&frame, bytes.NewReader(program), int64(len(program)))
 		return io.NopCloser(&frame), err
 	})
-	if closeErr := out.Close(); err == nil {
-		err = closeErr
-	}
-	return err
+	return errors.Join(err, out.Close())
 }
 
 func TestScripts(t *testing.T) {
@@ -76,6 +81,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("K3S9P_DATA_DIR", filepath.Join(env.WorkDir, "data"))
 			env.Setenv("LAUNCHER", launcher)
+			env.Setenv("K3S_LAUNCHER", k3sLauncher)
 			return os.Symlink(launcher, filepath.Join(env.WorkDir, "k3s9p"))
 		},
 		Condition: func(condition string) (bool, error) {

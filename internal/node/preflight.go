@@ -27,7 +27,7 @@ func preflight(o Options, ports []listener) (record.Build, Cluster, error) {
 		return record.Build{}, Cluster{}, err
 	}
 	if build.Distribution == "k3s" {
-		return build, Cluster{}, hint.Add(errors.New("this file carries k3s, which k3s9p up does not start yet"), "k3s9p unpack DIR gives DIR/k3s, to be started as upstream's; DISTRO=kubernetes go tool mage build makes a k3s9p for up")
+		return build, Cluster{}, hint.Add(errors.New("this file carries k3s, which k3s9p up does not start yet"), "k3s9p unpack DIR gives DIR/k3s, to be started as docs/k3s.md says; DISTRO=kubernetes go tool mage build makes a k3s9p for up")
 	}
 	routes, err := routesOf()
 	if err != nil {
