@@ -197,14 +197,15 @@ func (b *Builder) goBuild(ctx context.Context, set *pin.Set, flags []string, dir
 		Env:  env,
 		Args: args,
 		Line: func(line string) {
-			if !strings.Contains(line, " ") {
+			if isPackage(line) {
 				packages++
 				step.Note("%d packages, %s", packages, line)
 			}
 		},
+		Noise: isPackage, // of others that are compiled at the same time
 	})
 	if err != nil {
-		return compileError(set, err)
+		return fmt.Errorf("compile %s: %w", set.Place(), err)
 	}
 	for from, to := range names {
 		target := filepath.Join(dir, to)
@@ -216,14 +217,8 @@ func (b *Builder) goBuild(ctx context.Context, set *pin.Set, flags []string, dir
 	return nil
 }
 
-// compileError leaves out the package names that go build -v prints.
-func compileError(set *pin.Set, err error) error {
-	var failed *command.Error
-	if errors.As(err, &failed) {
-		failed.Stderr = slices.DeleteFunc(failed.Stderr, func(line string) bool { return !strings.Contains(line, " ") })
-	}
-	return fmt.Errorf("compile build/%s: %w", set.Name, err)
-}
+// isPackage tells the packages that go build -v prints from what it says of them.
+func isPackage(line string) bool { return !strings.Contains(line, " ") }
 
 // executable is the name that go build gives to the program of a package: the
 // last element of its import path that is not a major version.

@@ -189,7 +189,7 @@ func (b *Builder) replace(ctx context.Context, dir string, part pin.Part, replac
 		}
 		step := b.UI.Step("%s: replace %d modules", part.Name, len(replaced))
 		args := append([]string{"go", "list", "-mod=mod", "-tags=" + strings.Join(part.Tags, ","), "-deps"}, packagesOf(part.Programs)...)
-		if _, err := b.Run(ctx, command.Command{Dir: tree, Env: b.Env(part.CGO), Args: args}); err != nil {
+		if _, err := b.Run(ctx, command.Command{Dir: tree, Env: b.Env(part.CGO), Args: args, Noise: func(line string) bool { return strings.HasPrefix(line, downloading) }}); err != nil {
 			step.Fail()
 			return gotool.ModuleError(part.Main+" with the lines of "+replacements.File, "", strings.Join(command.Stderr(err), "\n"))
 		}

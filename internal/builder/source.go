@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"golang.org/x/mod/module"
@@ -24,6 +23,9 @@ import (
 	"k3s9p/internal/progress"
 	"k3s9p/internal/workdir"
 )
+
+// downloading begins a line in which the go command says what it fetches.
+const downloading = "go: downloading "
 
 // downloaded is one object of go mod download -json.
 type downloaded struct {
@@ -146,7 +148,7 @@ func (b *Builder) downloadNow(ctx context.Context, set *pin.Set, goMod []byte, s
 		Env:  b.Env(false),
 		Args: []string{"go", "mod", "download", "-modfile=" + modfile, "-json"},
 		Line: func(line string) {
-			if name, ok := strings.CutPrefix(line, "go: downloading "); ok {
+			if name, ok := strings.CutPrefix(line, downloading); ok {
 				fetched++
 				step.Note("%d modules, %s", fetched, name)
 			}
@@ -200,17 +202,16 @@ func (b *Builder) downloadNeeded(ctx context.Context, set *pin.Set, goMod []byte
 	args = append(args, packagesOf(set.Config.Programs)...)
 	fetched := 0
 	out, err := b.Run(ctx, command.Command{Dir: set.Dir, Env: b.Env(set.Config.CGO), Args: args, Line: func(line string) {
-		if name, ok := strings.CutPrefix(line, "go: downloading "); ok {
+		if name, ok := strings.CutPrefix(line, downloading); ok {
 			fetched++
 			step.Note("%d modules, %s", fetched, name)
 		}
-	}})
+	}, Noise: func(line string) bool { return strings.HasPrefix(line, downloading) }})
 	if ctx.Err() != nil {
 		return nil, err
 	}
 	if err != nil {
-		said := slices.DeleteFunc(command.Stderr(err), func(line string) bool { return strings.HasPrefix(line, "go: downloading ") })
-		return nil, gotool.ModuleError(set.Place(), "", strings.Join(said, "\n"))
+		return nil, gotool.ModuleError(set.Place(), "", strings.Join(command.Stderr(err), "\n"))
 	}
 	cache, err := b.Run(ctx, command.Command{Dir: set.Dir, Env: b.Env(false), Args: []string{"go", "env", "GOMODCACHE"}})
 	if err != nil {

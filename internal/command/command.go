@@ -30,6 +30,9 @@ type Command struct {
 	Env  []string // complete
 	Args []string
 	Line func(string) // called with each line of standard error
+	// Noise reports whether such a line only says how far the command is: its failure
+	// does not show it.
+	Noise func(line string) bool
 	// Unshare gives the command namespaces of its own (CLONE_NEWNS, …).
 	Unshare uintptr
 }
@@ -50,7 +53,7 @@ func (r Runner) Run(ctx context.Context, c Command) ([]byte, error) {
 	cmd.WaitDelay = 3 * time.Second
 	var stdout bytes.Buffer
 	cmd.Stdout = &stdout
-	tail := &lines{each: func(line string) {
+	tail := &lines{noise: c.Noise, each: func(line string) {
 		if r.Verbose {
 			r.UI.Say("%s", line)
 		}

@@ -7,9 +7,10 @@ const remembered = 40
 
 // lines is a writer that splits what it gets and remembers the last lines.
 type lines struct {
-	each func(string)
-	rest []byte
-	last []string
+	each  func(string)
+	noise func(string) bool // what is not remembered; nil for nothing
+	rest  []byte
+	last  []string
 }
 
 func (l *lines) Write(p []byte) (int, error) {
@@ -32,9 +33,12 @@ func (l *lines) flush() {
 }
 
 func (l *lines) add(line string) {
+	l.each(line)
+	if l.noise != nil && l.noise(line) {
+		return
+	}
 	l.last = append(l.last, line)
 	if len(l.last) > remembered {
 		l.last = l.last[1:]
 	}
-	l.each(line)
 }
