@@ -5,7 +5,8 @@
 #
 #	hack/start-k3s.sh [FLAG OF k3s server]...
 #
-# Flags that follow are passed on, and win. A test compares what this gives k3s with what
+# Flags that follow are passed on, and win. SNAPSHOTTER=native is for a gVisor of before May
+# 2026, where overlayfs does not work on 9p: k3s9p check finds that out. A test compares what this gives k3s with what
 # k3s9p renders from its plan for such a sandbox.
 set -eu
 data=${K3S_DATA_DIR:-/var/lib/rancher/k3s}
@@ -31,10 +32,24 @@ cat >"$data/agent/etc/cni/net.d/10-k3s9p.conflist" <<END
 }]}
 END
 
+# Where overlayfs does not work, its plugin and that of erofs must not be tried, or nothing of
+# containerd starts, and who pulls an image has to unpack it for native.
+without='' unpack=''
+if [ "${SNAPSHOTTER:-overlayfs}" = native ]; then
+	case $(uname -m) in aarch64) arch=arm64 ;; *) arch=amd64 ;; esac
+	without='disabled_plugins = ["io.containerd.snapshotter.v1.overlayfs", "io.containerd.snapshotter.v1.erofs"]'
+	unpack="[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
+platform = 'linux/$arch'
+snapshotter = 'native'
+differ = 'walking'"
+	set -- --snapshotter=native "$@"
+fi
+
 # containerd would set two sysctls in each pod that gVisor does not have. Without flannel
 # k3s does not tell it where the plugins and their configuration are.
 cat >"$data/agent/etc/containerd/config-v3.toml.d/k3s9p.toml" <<END
 version = 3
+$without
 
 [plugins.'io.containerd.cri.v1.runtime']
 enable_unprivileged_ports = false
@@ -43,6 +58,8 @@ enable_unprivileged_icmp = false
 [plugins.'io.containerd.cri.v1.runtime'.cni]
 bin_dirs = ["$data/data/cni"]
 conf_dir = "$data/agent/etc/cni/net.d"
+
+$unpack
 END
 
 # --node-ip, --advertise-address   the address of the bridge, as above

@@ -54,14 +54,13 @@ func (s Settings) K3s(node K3sNode) (K3s, error) {
 		disable = append([]string{"traefik", "servicelb"}, disable...)
 	}
 	flag("disable", strings.Join(disable, ","))
-	defaults := Default()
-	if s.Containerd.Snapshotter != defaults.Containerd.Snapshotter {
-		flag("snapshotter", s.Containerd.Snapshotter)
-	}
 	flag("pause-image", s.Containerd.PauseImage)
 	flag("resolv-conf", s.Kubelet.Resolver)
 	for _, arg := range s.k3sKubelet() {
 		flag("kubelet-arg", arg)
+	}
+	if s.Containerd.Snapshotter != Default().Containerd.Snapshotter {
+		flag("snapshotter", s.Containerd.Snapshotter)
 	}
 	files, err := s.k3sFiles(node.Data)
 	return K3s{Args: args, Files: files}, err

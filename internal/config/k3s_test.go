@@ -47,6 +47,12 @@ func parsed(t *testing.T, files map[string][]byte) map[string]map[string]any {
 // gives it: the script is run, with programs in the place of k3s and ip that say what they
 // are asked for.
 func TestStartScript(t *testing.T) {
+	for _, snapshotter := range []string{"overlayfs", "native"} {
+		t.Run(snapshotter, func(t *testing.T) { startScript(t, snapshotter) })
+	}
+}
+
+func startScript(t *testing.T, snapshotter string) {
 	script, err := filepath.Abs(filepath.Join("..", "..", "hack", "start-k3s.sh"))
 	if err != nil {
 		t.Fatal(err)
@@ -61,7 +67,7 @@ func TestStartScript(t *testing.T) {
 		}
 	}
 	cmd := exec.Command("sh", script, "--node-name=mine", "--kubelet-arg=max-pods=20")
-	cmd.Env = []string{"PATH=" + dir + ":" + os.Getenv("PATH"), "K3S_DATA_DIR=" + data}
+	cmd.Env = []string{"PATH=" + dir + ":" + os.Getenv("PATH"), "K3S_DATA_DIR=" + data, "SNAPSHOTTER=" + snapshotter}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
@@ -73,6 +79,7 @@ func TestStartScript(t *testing.T) {
 	last := strings.Split(calls[len(calls)-1], "\n")
 
 	s := sandbox()
+	s.Containerd.Snapshotter = snapshotter
 	want, err := s.K3s(K3sNode{Data: data, Address: "10.42.0.1"})
 	if err != nil {
 		t.Fatal(err)
