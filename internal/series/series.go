@@ -56,7 +56,8 @@ func allSeries(root string) ([]pinned, error) {
 }
 
 // find finds the series of a module, which may be named by the end of its
-// path: cadvisor, plugins, cgroups/v3.
+// path: cadvisor, plugins, cgroups/v3. A fork that a series applies to as well is named in
+// full.
 func find(root, module string) (pinned, error) {
 	all, err := allSeries(root)
 	if err != nil {
@@ -69,7 +70,7 @@ func find(root, module string) (pinned, error) {
 		if p.Pin.Path == module {
 			return p, nil
 		}
-		if strings.HasSuffix(p.Pin.Path, "/"+module) {
+		if strings.HasSuffix(p.Pin.Path, "/"+module) && p.MadeFor(p.Pin.Path, p.Pin.Version) {
 			found = append(found, p)
 		}
 	}
