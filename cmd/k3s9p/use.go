@@ -21,7 +21,7 @@ func kubectlCommand() *cobra.Command {
 
 func ctrCommand() *cobra.Command {
 	return passthrough("ctr", "Run ctr, the client of containerd, in the namespace of Kubernetes", "  k3s9p ctr images list", func(p node.Paths) ([]string, []string) {
-		return []string{"--address=" + p.Containerd(), "--namespace=k8s.io"}, nil
+		return []string{"--address=" + p.RuntimeAddress(), "--namespace=k8s.io"}, nil
 	})
 }
 

@@ -92,6 +92,9 @@ type Host struct {
 	// Programs and Plugins are the directories of the node's programs and of its
 	// CNI plugins.
 	Programs, Plugins string
+	// Sockets are the directories in which the node's programs make sockets and named
+	// pipes.
+	Sockets []string
 	// Settings are the choices for a machine without any blocker.
 	Settings config.Settings
 

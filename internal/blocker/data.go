@@ -22,18 +22,26 @@ var sharedMemory = Blocker{
 	},
 }
 
+// socketMemory is how much memory each directory of sockets may take, in bytes: the
+// runtime keeps some 50 KB for each container beside them.
+const socketMemory = 64 << 20
+
 var sockets = Blocker{
 	ID:      "sockets",
 	Title:   "no Unix sockets in the data directory",
 	Symptom: "listen unix…bind: no such device or address",
 	Source:  "QEMU hw/9pfs with security_model=passthrough refuses special files; containerd, kine and the kubelet listen on sockets",
-	Remedy:  None,
-	Action:  "name a directory on another filesystem with --data-dir, such as /run/k3s9p: it is in memory, and lost when the machine stops",
+	Remedy:  Machine,
 	Check: func(ctx context.Context, h *Host) (Answer, string) {
 		path, err := existing(h.Data)
 		if err != nil {
 			return unclear(err)
 		}
 		return seen(probe.Socket(ctx, path), "a socket was made in "+path)
+	},
+	Decide: func(_ context.Context, d *decision) {
+		for _, dir := range d.h.Sockets {
+			d.mount(tmpfs{dir, socketMemory})
+		}
 	},
 }

@@ -23,8 +23,10 @@ const (
 
 // datastore starts kine: the etcd API on SQLite.
 func (n *Node) datastore(context.Context) error {
-	if err := os.MkdirAll(filepath.Dir(n.paths.database()), 0o700); err != nil {
-		return err
+	for _, file := range []string{n.paths.database(), n.paths.datastore()} {
+		if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+			return err
+		}
 	}
 	return n.start(kine, 10*time.Second,
 		"--endpoint=sqlite://"+n.paths.database()+"?_journal=WAL&cache=shared&_busy_timeout=30000&_txlock=immediate",

@@ -161,7 +161,7 @@ func (b binding) Make() error {
 		if err := os.MkdirAll(source, 0o755); err != nil {
 			return err
 		}
-		if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
+		if err := unix.Mount(source, target, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 			return fmt.Errorf("mount %s at %s: %w", source, target, err)
 		}
 		// What is mounted below it must not show below the source as well: it leaves the

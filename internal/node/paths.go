@@ -2,7 +2,9 @@ package node
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
+	"strconv"
 
 	"k3s9p/internal/hint"
 	"k3s9p/internal/journal"
@@ -43,10 +45,31 @@ func (p Paths) run(elem ...string) string { return p.at(append([]string{"run"}, 
 func (p Paths) etc(elem ...string) string { return p.at(append([]string{"run", "etc"}, elem...)...) }
 func (p Paths) temporary() string         { return p.run("tmp") }
 func (p Paths) state() string             { return p.run("state.json") }
-func (p Paths) datastore() string         { return p.run("kine.sock") }
+func (p Paths) datastore() string         { return p.run("datastore", "kine.sock") }
 
 // Containerd is the address of the container runtime.
 func (p Paths) Containerd() string { return p.run("containerd", "containerd.sock") }
+
+// sockets are the directories in which the node's programs make sockets and named pipes.
+func (p Paths) sockets() []string {
+	dirs := []string{filepath.Dir(p.datastore()), filepath.Dir(p.Containerd()), p.run("containerd-default"), p.temporary()}
+	for _, name := range []string{"pod-resources", "device-plugins", "plugins", "plugins_registry"} {
+		dirs = append(dirs, filepath.Join(p.kubelet(), name))
+	}
+	return dirs
+}
+
+// RuntimeAddress is the address of the container runtime for a program that is not in
+// the node's mount namespace: where the data directory has no sockets, that of the
+// runtime is in a tmpfs in there.
+func (p Paths) RuntimeAddress() string {
+	if _, err := os.Stat(p.Containerd()); err != nil {
+		if pid := supervisorOf(p); pid != 0 {
+			return filepath.Join("/proc", strconv.Itoa(pid), "root", p.Containerd())
+		}
+	}
+	return p.Containerd()
+}
 
 // lock is held by the supervisor while it lives.
 func (p Paths) lock() string { return p.at("lock") }

@@ -69,7 +69,7 @@ func settingsOf(p Paths, c Cluster, programs string) config.Settings {
 // hostOf is the machine as package blocker looks at it.
 func hostOf(p Paths, c Cluster, programs string) *blocker.Host {
 	return &blocker.Host{
-		Data: p.Data, Programs: filepath.Join(programs, "bin"), Plugins: filepath.Join(programs, "cni"),
+		Data: p.Data, Programs: filepath.Join(programs, "bin"), Plugins: filepath.Join(programs, "cni"), Sockets: p.sockets(),
 		Settings: settingsOf(p, c, programs),
 	}
 }

@@ -77,11 +77,22 @@ func Main(m interface{ Run() int }) {
 // machine itself: it is a directory of the run, as a sandbox has one.
 func NodeData(t *testing.T) string {
 	t.Helper()
+	dir := filepath.Join(Directory(t), leftover.NodeData)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// Directory makes a directory of the run for what is no sandbox: it goes with the run,
+// like that of a sandbox, and the processes that name it do too.
+func Directory(t *testing.T) string {
+	t.Helper()
 	Require(t)
 	run.Lock()
 	defer run.Unlock()
 	run.started++
-	dir := filepath.Join(run.dir, strconv.Itoa(run.started), leftover.NodeData)
+	dir := filepath.Join(run.dir, strconv.Itoa(run.started))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}

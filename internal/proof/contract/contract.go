@@ -46,7 +46,9 @@ func Given() (run Run, ok bool) {
 // own names.
 const (
 	Root       = "root.tar"  // the small Debian
+	LinuxRoot  = "linux.tar" // a small Debian with a kernel
 	Inside     = "inside"    // test/gvisor/inside
+	Guest      = "guest"     // test/qemu/guest
 	Web        = "web"       // test/web
 	WebImage   = "web.tar"   // an image of it
 	PauseImage = "pause.tar" // the distribution's

@@ -19,14 +19,17 @@ import (
 	"k3s9p/internal/workdir"
 )
 
-// debian is test/gvisor/debian.yaml.
+// debian is the recipe of a root: test/gvisor/debian.yaml, test/qemu/debian.yaml.
 type debian struct {
 	Suite    string   `json:"suite"`
 	Packages []string `json:"packages"`
+	// Modules are the directories of a kernel's modules that are kept, if one is among
+	// the packages.
+	Modules []string `json:"modules"`
 }
 
 // rootFormat is part of the digest of the recipe.
-const rootFormat = "root 1"
+const rootFormat = "root 2"
 
 // debianNeeds are what makes a Debian root: its packages are checked against the
 // signatures of the archive, whose keys are a package of their own.
@@ -36,11 +39,11 @@ var debianNeeds = []packages.Need{
 	{Package: "e2fsprogs", Command: "mkfs.ext4"},
 }
 
-// debianRoot makes the archive of the sandboxes' root, or finds it made from the
-// same recipe. Its name has the digest of the recipe and that of the archive,
-// which is checked each time: what tests get is what was made.
-func debianRoot(ctx context.Context, b *builder.Builder) (string, error) {
-	recipe := filepath.Join(b.Root, "test", "gvisor", "debian.yaml")
+// debianRoot makes the archive of the root that a directory of test/ has the recipe of,
+// or finds it made from the same recipe. Its name has the digest of the recipe and that
+// of the archive, which is checked each time: what tests get is what was made.
+func debianRoot(ctx context.Context, b *builder.Builder, of string) (string, error) {
+	recipe := filepath.Join(b.Root, "test", of, "debian.yaml")
 	data, err := os.ReadFile(recipe)
 	if err != nil {
 		return "", err
@@ -52,7 +55,7 @@ func debianRoot(ctx context.Context, b *builder.Builder) (string, error) {
 	if d.Suite == "" || len(d.Packages) == 0 {
 		return "", fmt.Errorf("%s: it names no suite or no packages", recipe)
 	}
-	prefix := digest.Of(rootFormat, string(data))[:16] + "-"
+	prefix := of + "-" + digest.Of(rootFormat, string(data))[:16] + "-"
 	archive, err := cachedRoot(b, prefix)
 	if err != nil || archive != "" {
 		return archive, err
@@ -60,7 +63,7 @@ func debianRoot(ctx context.Context, b *builder.Builder) (string, error) {
 	if err := packages.Install(ctx, b.Runner, debianNeeds); err != nil {
 		return "", err
 	}
-	return makeRoot(ctx, b, d, prefix)
+	return makeRoot(ctx, b, d, of, prefix)
 }
 
 // cachedRoot finds an archive of this recipe that is what its name says.
@@ -86,7 +89,7 @@ func cachedRoot(b *builder.Builder, prefix string) (string, error) {
 }
 
 // makeRoot unpacks the packages, without running any of their scripts.
-func makeRoot(ctx context.Context, b *builder.Builder, d debian, prefix string) (string, error) {
+func makeRoot(ctx context.Context, b *builder.Builder, d debian, of, prefix string) (string, error) {
 	step := b.UI.Step("make a Debian root (%s, %d packages)", d.Suite, len(d.Packages))
 	dir, err := b.Temporary("root")
 	if err != nil {
@@ -97,6 +100,12 @@ func makeRoot(ctx context.Context, b *builder.Builder, d debian, prefix string) 
 	args := []string{"mmdebstrap", "--variant=extract", "--mode=root", "--format=tar", "--include=" + strings.Join(d.Packages, ",")}
 	for _, useless := range []string{"man", "doc", "locale", "info", "lintian", "bash-completion"} {
 		args = append(args, "--dpkgopt=path-exclude=/usr/share/"+useless+"/*")
+	}
+	if len(d.Modules) > 0 {
+		args = append(args, "--dpkgopt=path-exclude=/lib/modules/*/kernel/*", `--extract-hook=chroot "$1" /sbin/depmod "$(ls "$1/lib/modules")"`)
+	}
+	for _, dir := range d.Modules {
+		args = append(args, "--dpkgopt=path-include=/lib/modules/*/kernel/"+dir+"/*")
 	}
 	// With a constant time the same packages give the same bytes.
 	env := append(os.Environ(), "SOURCE_DATE_EPOCH=1", "TMPDIR="+dir, "LC_ALL=C")
@@ -113,7 +122,7 @@ func makeRoot(ctx context.Context, b *builder.Builder, d debian, prefix string) 
 		return "", err
 	}
 	final := b.Work("root", prefix+sum+".tar")
-	old, err := filepath.Glob(b.Work("root", "*.tar"))
+	old, err := filepath.Glob(b.Work("root", of+"-*.tar"))
 	for _, other := range old {
 		err = errors.Join(err, os.Remove(other))
 	}

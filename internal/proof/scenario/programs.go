@@ -91,12 +91,27 @@ func makePrograms(ctx context.Context, b *builder.Builder, selection pin.Selecti
 	if err := p.compileOwn(ctx); err != nil {
 		return "", err
 	}
-	root, err := debianRoot(ctx, b)
-	if err != nil {
-		return "", err
+	roots := map[string]string{contract.Root: "gvisor"}
+	if slices.ContainsFunc(runs, Run.virtual) {
+		if err := packages.Install(ctx, b.Runner, virtualNeeds); err != nil {
+			return "", err
+		}
+		roots[contract.LinuxRoot] = "qemu"
 	}
-	return dir, workdir.LinkFile(root, filepath.Join(dir, contract.Root))
+	for name, of := range roots {
+		root, err := debianRoot(ctx, b, of)
+		if err == nil {
+			err = workdir.LinkFile(root, filepath.Join(dir, name))
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+	return dir, nil
 }
+
+// virtualNeeds are what runs virtual machines.
+var virtualNeeds = []packages.Need{{Package: "qemu-system-x86", Command: "qemu-system-x86_64"}}
 
 // linkDist links what is in dist/.
 func (p programs) linkDist() error {
@@ -147,7 +162,7 @@ func (p programs) linkVariants(ctx context.Context) error {
 
 // compileOwn compiles the tests' own programs.
 func (p programs) compileOwn(ctx context.Context) error {
-	for name, pkg := range map[string]string{contract.Inside: "./test/gvisor/inside", contract.Web: "./test/web"} {
+	for name, pkg := range map[string]string{contract.Inside: "./test/gvisor/inside", contract.Guest: "./test/qemu/guest", contract.Web: "./test/web"} {
 		_, err := p.Run(ctx, command.Command{Dir: p.Root, Env: p.Env(false), Args: []string{
 			"go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", filepath.Join(p.dir, name), pkg}})
 		if err != nil {

@@ -19,6 +19,9 @@ type Scenario struct {
 	Everywhere bool
 	// Distribution is the one that it is for; "" is kubernetes. It runs where dist/ has it.
 	Distribution string
+	// Virtual says that it runs in virtual machines and in no gVisor, and only when it
+	// is asked for: their processors are emulated.
+	Virtual bool
 }
 
 // kubernetes is the distribution of a scenario that names none.
@@ -32,6 +35,7 @@ var All = []Scenario{
 	{Name: "cluster", Everywhere: true}, {Name: "rootless", Everywhere: true}, {Name: "application"}, {Name: "updown"}, {Name: "crash"}, {Name: "poor"},
 	{Name: "native"}, {Name: experiment, Everywhere: true}, {Name: "pods", Everywhere: true}, {Name: "stats", Everywhere: true}, {Name: "overlayroot"}, {Name: "hungmount"},
 	{Name: "k3s", Everywhere: true, Distribution: "k3s"},
+	{Name: "linux9p", Virtual: true},
 }
 
 func names() []string {
@@ -52,8 +56,21 @@ type Run struct {
 
 func (r Run) String() string { return r.Scenario + strings.TrimPrefix(r.Set, today) }
 
+// virtual reports whether a run is in virtual machines.
+func (r Run) virtual() bool {
+	return slices.ContainsFunc(All, func(s Scenario) bool { return s.Name == r.Scenario && s.Virtual })
+}
+
+// where a run runs, in words.
+func (r Run) where() string {
+	if r.virtual() {
+		return "virtual machines"
+	}
+	return "gVisor"
+}
+
 // compares reports whether a run compares with variants of the sets.
-func (r Run) compares() bool { return r.Scenario == experiment }
+func (r Run) compares() bool { return r.Scenario == experiment || r.virtual() }
 
 // runs lists what is to run: all that are for a distribution, or one scenario, in each
 // gVisor that it is for, or in one (today, or YYYYMM).
@@ -75,6 +92,7 @@ func runs(root, distribution string, o Options) ([]Run, error) {
 			switch {
 			case scenario != "" && scenario != s.Name:
 			case cmp.Or(s.Distribution, kubernetes) != distribution:
+			case scenario == "" && s.Virtual:
 			case gvisor == "" && !s.Everywhere && set != today:
 			default:
 				runs = append(runs, Run{Scenario: s.Name, Set: set, Distribution: s.Distribution, Tests: o.Tests})

@@ -121,6 +121,9 @@ func With(ctx context.Context, b *builder.Builder, runs []Run, f func(*Session) 
 // itself would end it without a word, and what it has in sandboxes would stay.
 const limit = 15 * time.Minute
 
+// virtualLimit is the same in virtual machines.
+const virtualLimit = 45 * time.Minute
+
 // Run runs the tests of a scenario and shows each as it ends.
 func (s *Session) Run(ctx context.Context, run Run) (bool, error) {
 	name := run.String()
@@ -135,7 +138,11 @@ func (s *Session) Run(ctx context.Context, run Run) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	step := s.b.UI.Step("%s in gVisor", name)
+	step := s.b.UI.Step("%s in %s", name, run.where())
+	limit := limit
+	if run.virtual() {
+		limit = virtualLimit
+	}
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	args := []string{"test", "-json", "-count=1", "-vet=off", "-timeout=" + (2 * limit).String()}

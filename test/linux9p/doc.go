@@ -1,0 +1,3 @@
+// Package linux9p brings a node up on Linux with a 9p root, in virtual machines: what
+// QEMU's shares and Linux' client refuse is not what gVisor refuses.
+package linux9p
