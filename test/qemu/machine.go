@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"k3s9p/internal/proof/leftover"
 	"k3s9p/internal/rmtree"
 	"k3s9p/test/gvisor"
 	"k3s9p/test/qemu/agent"
@@ -109,11 +110,11 @@ func (m *Machine) boot(kernel kernel, options Options) error {
 	defer log.Close()
 	m.process.Stdout, m.process.Stderr = log, log
 	m.process.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := m.process.Start(); err != nil {
+	if err := leftover.Start(m.dir, m.process); err != nil {
 		return fmt.Errorf("start a virtual machine: %w", err)
 	}
 	m.ended = make(chan struct{})
-	go func() { _ = m.process.Wait(); close(m.ended) }()
+	go func() { _ = leftover.Wait(m.dir, m.process); close(m.ended) }()
 	start := time.Now()
 	for {
 		err := m.connect(time.Until(start.Add(bootLimit)))

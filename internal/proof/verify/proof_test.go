@@ -15,8 +15,6 @@ import (
 var unproved = map[string]string{
 	"patch kubernetes 0001": "the next one is written on top of it: it gives a function the interface that its test needs",
 
-	"probe shared-memory": "gVisor has shared memory on 9p: only Linux 9p with cache=none lacks it",
-	"probe sockets":       "gVisor has sockets on 9p: only Linux 9p lacks them",
 	"probe pod-network":   "gVisor has bridges and veth devices: it is about machines without",
 	"probe tmpfs-options": "nothing is decided about it; the patch of runc is taken out instead",
 	"fix cgroup-mounts":   "not tried yet: TestOtherSandboxes of cluster",

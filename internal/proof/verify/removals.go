@@ -36,6 +36,7 @@ var removals = []removal{
 	{fix("disk-thresholds"), whole("experiment", today, "TestNearlyFullDisk/iteration-4-disk-thresholds"), "after the fix: "},
 	{fix("cni-plugins"), whole("pods", today, "TestPods"), symptom("cni-plugins")},
 	{fix("overlayfs"), whole("pods", september2025, "TestPods"), symptom("overlayfs")},
+	{fix("sockets"), alone("linux9p", today, "TestNode/passthrough"), symptom("sockets")},
 	{fix("unprivileged-ports"), whole("pods", today, "TestPods"), symptom("unprivileged-ports")},
 
 	{check("cgroup-v1"), whole("experiment", today, "TestStock/cgroup-v1"), blind("cgroup-v1")},
@@ -49,6 +50,8 @@ var removals = []removal{
 	{check("tunables"), whole("experiment", today, "TestOneCauseAtATime/cause-cadvisor"), blind("tunables")},
 	{check("seccomp"), alone("experiment", today, "TestPatchedPrograms/seccomp"), blind("seccomp")},
 	{check("unprivileged-ports"), alone("experiment", today, "TestPodBlockers/unprivileged-ports"), blind("unprivileged-ports")},
+	{check("shared-memory"), alone("linux9p", today, "TestNoSharedMemory"), "shared-memory: fine"},
+	{check("sockets"), alone("linux9p", today, "TestNode/passthrough"), "sockets: fine"},
 	{check("masquerade"), whole("experiment", today, "TestMasquerade/masquerade"), blind("masquerade")},
 	{check("link-kind"), alone("experiment", september2025, "TestPatchedPrograms/link-kind"), blind("link-kind")},
 	{check("bridge-port"), alone("experiment", today, "TestPatchedPrograms/bridge-port"), blind("bridge-port")},
