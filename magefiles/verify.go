@@ -9,6 +9,7 @@ import (
 
 	"k3s9p/internal/builder"
 	"k3s9p/internal/proof/bench"
+	"k3s9p/internal/proof/scenario"
 	"k3s9p/internal/proof/verify"
 )
 
@@ -23,6 +24,13 @@ func (Verify) Reproducible(ctx context.Context, cold *bool) error {
 // Interrupted kills builds at 10 random moments (-times=N) and compares what the next build gives.
 func (Verify) Interrupted(ctx context.Context, times *int) error {
 	return with(func(b *builder.Builder) error { return verify.Interrupted(ctx, b, distro(), given(times, 10)) })
+}
+
+// Killed kills check, up and down in a gVisor sandbox at 100 random moments (-times=N); after each the next down leaves nothing.
+func (Verify) Killed(ctx context.Context, times *int) error {
+	return with(func(b *builder.Builder) error {
+		return scenario.Test(ctx, b, scenario.Options{Only: "undo", Tests: "TestKilled", Kills: given(times, 100)})
+	})
 }
 
 // Proof takes out one patch, fix or probe after the other, or those with -only=TEXT in their name, in a copy, and expects the test that protects it to fail.

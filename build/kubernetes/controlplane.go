@@ -31,6 +31,9 @@ import (
 
 const controlPlaneUsage = `usage: kube-control-plane kube-apiserver FLAGS -- kube-controller-manager FLAGS -- kube-scheduler FLAGS [-- metrics-server FLAGS]`
 
+// controlPlanePrograms are those of the process; it can do without the last.
+var controlPlanePrograms = []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler", "metrics-server"}
+
 // controlPlane is kube-apiserver, kube-controller-manager and kube-scheduler in one
 // process, as in k3s: they share what each of them would otherwise have of its own,
 // a runtime, the registered types, the pages of the executable that relocations and
@@ -112,9 +115,12 @@ func flagsByProgram(args []string) (map[string][]string, error) {
 		if len(part) == 0 || strings.HasPrefix(part[0], "-") {
 			return nil, errors.New("a program's name is missing; " + controlPlaneUsage)
 		}
+		if !slices.Contains(controlPlanePrograms, part[0]) {
+			return nil, fmt.Errorf("%s is no program of the control plane; %s", part[0], controlPlaneUsage)
+		}
 		flags[part[0]] = part[1:]
 	}
-	for _, name := range []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler"} {
+	for _, name := range controlPlanePrograms[:3] {
 		if _, given := flags[name]; !given {
 			return nil, fmt.Errorf("%s is missing; %s", name, controlPlaneUsage)
 		}

@@ -48,6 +48,9 @@ func Name() string { return run.GVisor }
 // Bench is what a run that measures is told.
 func Bench() contract.Bench { return run.Bench }
 
+// Kills is how many commands are to be killed.
+func Kills() int { return run.Kills }
+
 // Root is how the root of a sandbox is served.
 type Root string
 

@@ -19,6 +19,7 @@ type Run struct {
 	Sandboxes string `json:"sandboxes"` // the directory that sandboxes are made in
 	Reports   string `json:"reports"`   // the directory that reports go to
 	Bench     Bench  `json:"bench,omitzero"`
+	Kills     int    `json:"kills"` // how many commands the scenario undo kills
 }
 
 // Program is the path of a file that a sandbox may get.

@@ -27,6 +27,7 @@ type Options struct {
 	Only   string // one scenario, or all if it is ""
 	GVisor string // in one gVisor (today, YYYYMM), or in each that a scenario is for
 	Tests  string // of the scenario: those that match, as -run of go test, or all if it is ""
+	Kills  int    // how many commands the scenario undo kills, or as many as fit in a test run if it is 0
 	// MaySkip makes it no failure that no sandbox can be started here.
 	MaySkip bool
 }
@@ -48,6 +49,7 @@ func Test(ctx context.Context, b *builder.Builder, o Options) (err error) {
 	var failed []string
 	start := time.Now()
 	err = With(ctx, b, scenarios, func(s *Session) error {
+		s.given.Kills = cmp.Or(o.Kills, s.given.Kills)
 		start = time.Now()
 		if err := clearReport(b, scenarios); err != nil {
 			return err
@@ -99,7 +101,7 @@ func With(ctx context.Context, b *builder.Builder, runs []Run, f func(*Session) 
 	if err != nil {
 		return err
 	}
-	s := &Session{b, contract.Run{Programs: programs, Sandboxes: b.Work("sandboxes"), Reports: b.Dist("reports")}}
+	s := &Session{b, contract.Run{Kills: someKills, Programs: programs, Sandboxes: b.Work("sandboxes"), Reports: b.Dist("reports")}}
 	if err := os.MkdirAll(s.given.Sandboxes, 0o755); err != nil {
 		return err
 	}
@@ -117,12 +119,15 @@ func With(ctx context.Context, b *builder.Builder, runs []Run, f func(*Session) 
 	return f(s)
 }
 
+// someKills are a few of each command.
+const someKills = 6
+
 // limit is how long a scenario may take. It is told to end then, as by Ctrl-C: go test
 // itself would end it without a word, and what it has in sandboxes would stay.
 const limit = 15 * time.Minute
 
-// virtualLimit is the same in virtual machines.
-const virtualLimit = 45 * time.Minute
+// longLimit is the same in virtual machines, and where more is killed than usual.
+const longLimit = 45 * time.Minute
 
 // Run runs the tests of a scenario and shows each as it ends.
 func (s *Session) Run(ctx context.Context, run Run) (bool, error) {
@@ -140,8 +145,8 @@ func (s *Session) Run(ctx context.Context, run Run) (bool, error) {
 	}
 	step := s.b.UI.Step("%s in %s", name, run.where())
 	limit := limit
-	if run.virtual() {
-		limit = virtualLimit
+	if run.virtual() || given.Kills > someKills {
+		limit = longLimit
 	}
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
