@@ -50,7 +50,7 @@ func (Test) Sandbox(ctx context.Context, scenario, gvisor, run *string, skip *bo
 	})
 }
 
-// Linux9p brings nodes up on Linux with a 9p root, in virtual machines whose processors are emulated: a quarter of an hour, and no part of "mage test".
+// Linux9p brings nodes up on Linux with a 9p root, in virtual machines whose processors are emulated: some 20 minutes, and no part of "mage test".
 func (t Test) Linux9p(ctx context.Context) error {
 	name := "linux9p"
 	return t.Sandbox(ctx, &name, nil, nil, nil)

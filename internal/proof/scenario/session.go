@@ -65,7 +65,7 @@ func Test(ctx context.Context, b *builder.Builder, o Options) (err error) {
 		}
 		reportErr := concludeReport(b, scenarios)
 		if len(failed) > 0 {
-			return hint.Add(fmt.Errorf("%d of %d scenarios failed in gVisor: %s", len(failed), len(scenarios), strings.Join(failed, ", ")),
+			return hint.Add(fmt.Errorf("%d of %d scenarios failed: %s", len(failed), len(scenarios), strings.Join(failed, ", ")),
 				"what they printed is in %s", b.Dist("reports", "sandbox-*.log"))
 		}
 		return reportErr
@@ -73,7 +73,7 @@ func Test(ctx context.Context, b *builder.Builder, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("%d scenarios passed in gVisor in %s; the reports are in %s\n", len(scenarios), progress.Elapsed(time.Since(start)), b.Dist("reports"))
+	fmt.Printf("%d scenarios passed in %s; the reports are in %s\n", len(scenarios), progress.Elapsed(time.Since(start)), b.Dist("reports"))
 	return nil
 }
 
