@@ -212,7 +212,27 @@ func editTree(b *builder.Builder, p pinned) string {
 }
 
 // Edit makes a git tree of a patched module, its series as commits.
-func Edit(ctx context.Context, b *builder.Builder, module string) (err error) {
+func Edit(ctx context.Context, b *builder.Builder, module string) error {
+	return withSeries(ctx, b, module, func(p pinned) error {
+		final := editTree(b, p)
+		if _, err := os.Stat(final); err == nil {
+			if err := patch.Unsaved(ctx, final); err != nil {
+				return err
+			}
+		}
+		step := b.UI.Step("check out %s %s with its series", p.Pin.Path, p.Pin.Version)
+		if err := p.checkout(ctx, b, final, step); err != nil {
+			step.Fail()
+			return err
+		}
+		step.Done("%d commits", len(p.Patches))
+		fmt.Printf("%s\nnext: change its commits (git rebase --interactive k3s9p-base), then go tool mage patch:save %s\n", final, module)
+		return nil
+	})
+}
+
+// withSeries calls f with the series of a module, while nobody else builds.
+func withSeries(ctx context.Context, b *builder.Builder, module string, f func(pinned) error) (err error) {
 	defer func() { err = b.ExplainNoSpace(err) }()
 	if err := needGit(); err != nil {
 		return err
@@ -226,21 +246,7 @@ func Edit(ctx context.Context, b *builder.Builder, module string) (err error) {
 		return err
 	}
 	defer unlock()
-	final := editTree(b, p)
-	if _, err := os.Stat(final); err == nil {
-		if err := patch.Unsaved(ctx, final); err != nil {
-			return err
-		}
-	}
-	step := b.UI.Step("check out %s %s with its series", p.Pin.Path, p.Pin.Version)
-	err = p.checkout(ctx, b, final, step)
-	if err != nil {
-		step.Fail()
-		return err
-	}
-	step.Done("%d commits", len(p.Patches))
-	fmt.Printf("%s\nnext: change its commits (git rebase --interactive k3s9p-base), then go tool mage patch:save %s\n", final, module)
-	return nil
+	return f(p)
 }
 
 func (p pinned) checkout(ctx context.Context, b *builder.Builder, final string, step *progress.Step) error {
@@ -263,36 +269,26 @@ func (p pinned) checkout(ctx context.Context, b *builder.Builder, final string, 
 
 // Save regenerates a series from the commits of its edit tree.
 func Save(ctx context.Context, b *builder.Builder, module string) error {
-	if err := needGit(); err != nil {
-		return err
-	}
-	p, err := find(b.Root, module)
-	if err != nil {
-		return err
-	}
-	unlock, err := b.Lock(ctx, b.UI)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	tree := editTree(b, p)
-	if _, err := os.Stat(tree); err != nil {
-		return hint.Add(fmt.Errorf("there is no edit tree for %s %s", p.Pin.Path, p.Pin.Version), "go tool mage patch:edit %s makes it", module)
-	}
-	changed, err := p.Save(ctx, tree)
-	if err != nil {
-		return err
-	}
-	if len(changed) == 0 {
-		fmt.Println("no patch changed")
+	return withSeries(ctx, b, module, func(p pinned) error {
+		tree := editTree(b, p)
+		if _, err := os.Stat(tree); err != nil {
+			return hint.Add(fmt.Errorf("there is no edit tree for %s %s", p.Pin.Path, p.Pin.Version), "go tool mage patch:edit %s makes it", module)
+		}
+		changed, err := p.Save(ctx, tree)
+		if err != nil {
+			return err
+		}
+		if len(changed) == 0 {
+			fmt.Println("no patch changed")
+			return nil
+		}
+		slices.Sort(changed)
+		for _, name := range changed {
+			fmt.Println(path.Join(p.Dir, name))
+		}
+		fmt.Println("next: go tool mage patch:verify build")
 		return nil
-	}
-	slices.Sort(changed)
-	for _, name := range changed {
-		fmt.Println(path.Join(p.Dir, name))
-	}
-	fmt.Println("next: go tool mage patch:verify build")
-	return nil
+	})
 }
 
 func needGit() error {

@@ -14,26 +14,6 @@ import (
 	"k3s9p/test/gvisor"
 )
 
-const deployment = `
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: 3
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers:
-      - name: web
-        image: k3s9p.local/web:1
-        imagePullPolicy: Never
-        volumeMounts: [{name: settings, mountPath: /settings}]
-        readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
-      volumes: [{name: settings, configMap: {name: settings}}]
-`
-
 // pods are the running pods of the Deployment.
 func (c *Cluster) pods() []corev1.Pod {
 	c.t.Helper()
@@ -60,7 +40,7 @@ func TestCluster(t *testing.T) {
 		}
 	})
 	c.Kubectl("create", "configmap", "settings", "--from-literal=colour=red")
-	c.Apply("web", deployment)
+	c.Apply("web", Web(3, "settings"))
 	t.Run("a Deployment of three pods runs", func(t *testing.T) {
 		c.Kubectl("rollout", "status", "deployment/web", "--timeout=60s")
 		if pods := c.pods(); len(pods) != 3 {
@@ -152,7 +132,7 @@ func TestOtherSandboxes(t *testing.T) {
 				t.Errorf("status: %v\n%s", err, status)
 			}
 			c.Kubectl("create", "configmap", "settings", "--from-literal=colour=red")
-			c.Apply("web", deployment)
+			c.Apply("web", Web(3, "settings"))
 			c.Kubectl("rollout", "status", "deployment/web", "--timeout=60s")
 			if pods := c.pods(); len(pods) != 3 {
 				t.Errorf("%d pods run", len(pods))

@@ -17,13 +17,9 @@ import (
 
 	"k3s9p/internal/proof/contract"
 	"k3s9p/internal/rmtree"
+	"k3s9p/test/cluster"
 	"k3s9p/test/gvisor"
 )
-
-const deployment = `{"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": {
-  "replicas": 3, "selector": {"matchLabels": {"app": "web"}}, "template": {"metadata": {"labels": {"app": "web"}},
-  "spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "web", "image": "k3s9p.local/web:1", "imagePullPolicy": "Never",
-  "readinessProbe": {"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1}}]}}}}`
 
 func TestNative(t *testing.T) {
 	m := Start(t)
@@ -36,7 +32,7 @@ func TestNative(t *testing.T) {
 	}
 	t.Logf("Ready after %.1f s", time.Since(began).Seconds())
 	manifest := filepath.Join(images, "web.json")
-	m.must(os.WriteFile(manifest, []byte(deployment), 0o644))
+	m.must(os.WriteFile(manifest, []byte(cluster.Web(3, "")), 0o644))
 	m.Kubectl("apply", "-f", manifest)
 	m.Kubectl("rollout", "status", "deployment/web", "--timeout=60s")
 	var pods corev1.PodList

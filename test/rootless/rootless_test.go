@@ -16,22 +16,8 @@ import (
 	"k3s9p/test/gvisor"
 )
 
-const workload = `
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers:
-      - name: web
-        image: k3s9p.local/web:1
-        imagePullPolicy: Never
-        readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
+// workload is cluster.Web behind a Service with a node port, and a pod with a hostPort.
+var workload = cluster.Web(2, "") + `
 ---
 apiVersion: v1
 kind: Service
