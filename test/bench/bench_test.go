@@ -124,6 +124,9 @@ func (s *side) measure(first bool) {
 	s.down()
 	s.forget()
 	s.up(&s.UpNew)
+	for range 3 {
+		s.kubelet()
+	}
 	s.down()
 	s.up(&s.UpStopped)
 	if first {
@@ -174,6 +177,41 @@ func (s *side) forget() {
 	s.in("sh", "-c", `for f in "$0"/*; do case "$f" in */bundle) ;; *) rm -r --one-file-system "$f" || exit ;; esac; done`, s.data)
 }
 
+// kubelet kills the kubelet, which the supervisor starts anew, and measures from there
+// until it is healthy.
+func (s *side) kubelet() {
+	s.t.Helper()
+	s.in("kill", "-KILL", strconv.Itoa(s.program("kubelet").PID))
+	var healthy int64
+	answer := s.in(s.web, "again", "http://127.0.0.1:10248/healthz")
+	if _, err := fmt.Sscan(answer, &healthy); err != nil {
+		s.t.Fatalf("await the kubelet: %v: %s", err, answer)
+	}
+	took := time.UnixMilli(healthy).Sub(s.program("kubelet").Since).Seconds()
+	s.KubeletHealthy = append(s.KubeletHealthy, took)
+	s.t.Logf("kubelet: %.2f s", took)
+}
+
+// program is the state of one of the node's.
+func (s *side) program(name string) node.Program {
+	s.t.Helper()
+	for _, program := range s.state().Programs {
+		if program.Name == name && program.PID != 0 {
+			return program
+		}
+	}
+	s.t.Fatalf("no %s runs on the node", name)
+	return node.Program{}
+}
+
+func (s *side) state() (state node.State) {
+	s.t.Helper()
+	if err := json.Unmarshal([]byte(s.k3s9p("status", "-o", "json")), &state); err != nil {
+		s.t.Fatalf("read k3s9p status -o json: %v", err)
+	}
+	return state
+}
+
 // quiet is how long a node is left alone before it counts as idle.
 const quiet = 30 * time.Second
 
@@ -182,10 +220,7 @@ func (s *side) idle() {
 	s.t.Helper()
 	time.Sleep(quiet)
 	s.Machine.Idle = s.memory()
-	var state node.State
-	if err := json.Unmarshal([]byte(s.k3s9p("status", "-o", "json")), &state); err != nil {
-		s.t.Fatalf("read k3s9p status -o json: %v", err)
-	}
+	state := s.state()
 	s.Components = []contract.Component{{Name: "k3s9p", Memory: state.Memory}}
 	for _, program := range state.Programs {
 		s.Components = append(s.Components, contract.Component{Name: program.Name, Memory: program.Memory})

@@ -5,6 +5,8 @@
 //	web say TEXT          prints it: something to exec
 //	web echo              prints what it reads: a stream to exec or attach to
 //	web once              ends with success: a Job
+//	web again URL         waits until it answers no more, and then does so again, and
+//	                      prints when, in milliseconds since 1970
 //	web download URL      prints bytes and seconds of a download
 //	web upload URL MIB    the same of an upload
 //
@@ -57,6 +59,8 @@ func main() {
 		}
 	case len(args) == 1 && args[0] == "once":
 		fmt.Println("done")
+	case len(args) == 2 && args[0] == "again":
+		fmt.Println(again(args[1]).UnixMilli())
 	case len(args) == 2 && args[0] == "download":
 		show(func() (int64, error) { return download(args[1]) })
 	case len(args) == 3 && args[0] == "upload":
@@ -70,7 +74,24 @@ func main() {
 	case len(args) == 0:
 		serve(":8080")
 	default:
-		log.Fatal("usage: web [serve ADDRESS | say TEXT | echo | once | download URL | upload URL MIB]")
+		log.Fatal("usage: web [serve ADDRESS | say TEXT | echo | once | again URL | download URL | upload URL MIB]")
+	}
+}
+
+// again waits until a URL answers no more, and then until it says ok.
+func again(url string) time.Time {
+	client := http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	ended := false
+	for ; ; time.Sleep(5 * time.Millisecond) {
+		response, err := client.Get(url)
+		if err != nil {
+			ended = true
+			continue
+		}
+		response.Body.Close()
+		if ended && response.StatusCode == http.StatusOK {
+			return time.Now()
+		}
 	}
 }
 

@@ -33,6 +33,7 @@ const (
 	podRatioLimit    = 0.3 // a pod's network against the node's own
 	betweenPodsLimit = 50  // MB/s
 	rssLimit         = 1024 * (1 << 20) / 1e6
+	kubeletLimit     = 3.0 // seconds
 	machineLimit     = 350 // MB
 	launcherLimit    = 130
 )
@@ -118,6 +119,8 @@ func inGVisor(name string, r contract.Results) []measurement {
 		{name: name + ": up, unpacked before", value: up, unit: "s", limit: upNewLimit},
 		{name: name + ": up, unpacked before, against natively", value: up / native, unit: "×", limit: upNewRatioLimit,
 			parts: fmt.Sprintf("%.1f s, natively %.1f s", up, native)},
+		{name: name + ": kubelet, from its start until it is healthy", value: median(f.KubeletHealthy), unit: "s", limit: kubeletLimit,
+			parts: fmt.Sprintf("natively %.2f s", median(r.Native.KubeletHealthy))},
 	}
 	figures = append(figures, onBoth(name, f)...)
 	for _, way := range []struct {

@@ -31,7 +31,7 @@ func TestLimits(t *testing.T) {
 func TestFiguresOfACluster(t *testing.T) {
 	one := []float64{1}
 	of := func(up float64, rss, pss int64) (f contract.Figures) {
-		f = contract.Figures{UpUnpacking: one, UpNew: []float64{9, up, 1}, UpStopped: one, Down: one,
+		f = contract.Figures{UpUnpacking: one, UpNew: []float64{9, up, 1}, UpStopped: one, Down: one, KubeletHealthy: one,
 			NodeDownload: []float64{200}, NodeUpload: one, PodDownload: []float64{50}, PodUpload: one, BetweenPods: one,
 			Components: []contract.Component{{Name: "kubelet", Memory: node.Memory{RSS: rss, PSS: pss}}}}
 		f.Machine.Before, f.Machine.Idle = contract.MachineMemory{Own: 60e6}, contract.MachineMemory{Own: 400e6, Files: 200e6}

@@ -23,6 +23,9 @@ type Figures struct {
 	UpStopped   []float64 `json:"upStopped"`
 	// Down is k3s9p down, in seconds, three times a round.
 	Down []float64 `json:"down"`
+	// KubeletHealthy is from the start of the kubelet until its /healthz says ok, in
+	// seconds, three times a round.
+	KubeletHealthy []float64 `json:"kubeletHealthy"`
 
 	// Of 50 MiB over the network, in MB/s: by a process of the node, by one in a pod,
 	// and by one in a pod from another pod.
