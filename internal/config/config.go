@@ -62,7 +62,7 @@ type Containerd struct {
 	// RestrictOOMScore keeps the OOM score of pods from falling below containerd's
 	// own.
 	RestrictOOMScore bool `json:"restrictOOMScore,omitempty"`
-	// Plugins is the folder of the CNI plugins, and Networks that of their
+	// Plugins is the directory of the CNI plugins, and Networks that of their
 	// configuration.
 	Plugins  string `json:"plugins"`
 	Networks string `json:"networks"`
@@ -237,7 +237,7 @@ type Files struct {
 	Kubelet, Containerd, Network string
 }
 
-// Write puts the files of a node into a folder, and the configuration of the pod
+// Write puts the files of a node into a directory, and the configuration of the pod
 // network where containerd looks for it.
 func (s Settings) Write(dir string) (Files, error) {
 	files := Files{
