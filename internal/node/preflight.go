@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -61,9 +62,8 @@ var listening = []listener{
 // freed by up.
 func portsFree(p Paths, ports []listener) error {
 	for _, l := range ports {
-		listener, err := net.Listen("tcp", l.address)
+		err := portFree(l.address)
 		if err == nil {
-			listener.Close()
 			continue
 		}
 		if !errors.Is(err, unix.EADDRINUSE) {
@@ -78,6 +78,22 @@ func portsFree(p Paths, ports []listener) error {
 		return hint.Add(fmt.Errorf("port %s, which %s needs, is in use by %s", text, l.program, who), "stop that: there can be one cluster on a machine")
 	}
 	return nil
+}
+
+// passing is how long a port may be in use and still count as free: who only tries it, as
+// here, holds it for a moment.
+const passing = 500 * time.Millisecond
+
+func portFree(address string) error {
+	for deadline := time.Now().Add(passing); ; time.Sleep(20 * time.Millisecond) {
+		listener, err := net.Listen("tcp", address)
+		if err == nil {
+			return listener.Close()
+		}
+		if !errors.Is(err, unix.EADDRINUSE) || time.Now().After(deadline) {
+			return err
+		}
+	}
 }
 
 // waiting is the state of a socket without a peer, in the tables of /proc/net
