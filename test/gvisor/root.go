@@ -1,11 +1,14 @@
 package gvisor
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -25,34 +28,78 @@ func (s *Sandbox) makeRoot(options Options) error {
 			return err
 		}
 	}
-	if err := os.MkdirAll(s.rootfs, 0o755); err != nil {
-		return err
-	}
-	if output, err := exec.Command("tar", "-xf", Program(contract.Root), "-C", s.rootfs).CombinedOutput(); err != nil {
-		return fmt.Errorf("unpack the root: %w: %s", err, output)
-	}
-	for _, name := range []string{"dev", "proc", "sys", "tmp", "run", "root", "var/lib", "var/log/pods"} {
-		if err := os.MkdirAll(filepath.Join(s.rootfs, name), 0o755); err != nil {
-			return err
-		}
-	}
-	// What the maintainer scripts of base-passwd and netbase would have made.
 	files := map[string]string{
-		"/etc/passwd": "=root:x:0:0:root:/root:/bin/sh\n",
-		"/etc/group":  "=root:x:0:\n",
-		"/etc/hosts":  "=127.0.0.1 localhost\n" + Address + " sandbox\n",
-		inside:        Program(contract.Inside),
+		"/etc/hosts": "=127.0.0.1 localhost\n" + Address + " sandbox\n",
+		inside:       Program(contract.Inside),
 	}
 	maps.Copy(files, options.Files)
-	for path, from := range files {
-		if err := s.put(path, from); err != nil {
-			return fmt.Errorf("put %s into the root: %w", path, err)
-		}
+	if err := Fill(s.rootfs, Program(contract.Root), files); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Join(s.rootfs, "var/log/pods"), 0o755); err != nil {
+		return err
 	}
 	if options.DiskGiB > 0 {
 		return s.fillDisk(int64(options.AvailableMiB) << 20)
 	}
 	return nil
+}
+
+// Fill makes the root of a sandbox, or of a virtual machine, in a directory: an archive,
+// what the maintainer scripts of base-passwd and netbase would have made, and files as
+// [Options] names them.
+func Fill(dir, archive string, files map[string]string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if output, err := exec.Command("tar", "-xf", archive, "-C", dir).CombinedOutput(); err != nil {
+		return fmt.Errorf("unpack the root: %w: %s", err, output)
+	}
+	for _, name := range []string{"dev", "proc", "sys", "tmp", "run", "root", "var/lib"} {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
+			return err
+		}
+	}
+	all := map[string]string{
+		"/etc/passwd": "=root:x:0:0:root:/root:/bin/sh\n",
+		"/etc/group":  "=root:x:0:\n",
+		"/etc/hosts":  "=127.0.0.1 localhost\n",
+	}
+	maps.Copy(all, files)
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	for path, from := range all {
+		if err := put(root, path, from); err != nil {
+			return fmt.Errorf("put %s into the root: %w", path, err)
+		}
+	}
+	return nil
+}
+
+// put copies a file into a root. It follows no link out of the root: /var/run is one to
+// the machine's own /run.
+func put(root *os.Root, path, from string) error {
+	path = strings.TrimPrefix(path, "/")
+	if err := root.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	if text, ok := strings.CutPrefix(from, "="); ok {
+		return root.WriteFile(path, []byte(text), 0o644)
+	}
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := root.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o755)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
 }
 
 // mountDisk makes a filesystem in a sparse file and mounts it where the root will be.

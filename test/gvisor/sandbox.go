@@ -15,7 +15,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -135,34 +134,6 @@ func Require(t *testing.T) {
 	if _, ok := contract.Given(); !ok {
 		t.Skip("go tool mage test:sandbox runs this, as root")
 	}
-}
-
-// put copies a file into the root before the sandbox starts. It follows no link
-// out of the root: /var/run is one to the machine's own /run.
-func (s *Sandbox) put(path, from string) error {
-	root, err := os.OpenRoot(s.rootfs)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	path = strings.TrimPrefix(path, "/")
-	if err := root.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	if text, ok := strings.CutPrefix(from, "="); ok {
-		return root.WriteFile(path, []byte(text), 0o644)
-	}
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := root.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o755)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Close())
 }
 
 // writeConfig writes the OCI bundle (runtime-spec, config.md).

@@ -4,13 +4,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -25,29 +22,13 @@ func (m *Machine) root() string { return m.path("root") }
 
 // makeRoot unpacks the root of a machine, and finds its kernel.
 func (m *Machine) makeRoot(options Options) (kernel, error) {
-	if err := os.MkdirAll(m.root(), 0o755); err != nil {
-		return kernel{}, err
-	}
-	if output, err := exec.Command("tar", "-xf", gvisor.Program(contract.LinuxRoot), "-C", m.root()).CombinedOutput(); err != nil {
-		return kernel{}, fmt.Errorf("unpack the root: %w: %s", err, output)
-	}
-	for _, name := range []string{"dev", "proc", "sys", "tmp", "run", "root", "var/lib"} {
-		if err := os.MkdirAll(filepath.Join(m.root(), name), 0o755); err != nil {
-			return kernel{}, err
-		}
-	}
 	files := map[string]string{
-		"/etc/passwd":          "=root:x:0:0:root:/root:/bin/sh\n",
-		"/etc/group":           "=root:x:0:\n",
-		"/etc/hosts":           "=127.0.0.1 localhost\n",
-		"/etc/resolv.conf":     "=nameserver 10.0.2.3\n",
+		"/etc/resolv.conf":     "=nameserver 10.0.2.3\n", // that of QEMU's user network
 		"/usr/local/bin/guest": gvisor.Program(contract.Guest),
 	}
 	maps.Copy(files, options.Files)
-	for path, from := range files {
-		if err := m.put(path, from); err != nil {
-			return kernel{}, fmt.Errorf("put %s into the root: %w", path, err)
-		}
+	if err := gvisor.Fill(m.root(), gvisor.Program(contract.LinuxRoot), files); err != nil {
+		return kernel{}, err
 	}
 	k, err := findKernel(m.root())
 	if err != nil {
@@ -57,33 +38,6 @@ func (m *Machine) makeRoot(options Options) (kernel, error) {
 		err = mapLinks(m.root())
 	}
 	return k, err
-}
-
-// put copies a file into the root, and follows no link out of it.
-func (m *Machine) put(path, from string) error {
-	root, err := os.OpenRoot(m.root())
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	path = strings.TrimPrefix(path, "/")
-	if err := root.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	if text, ok := strings.CutPrefix(from, "="); ok {
-		return root.WriteFile(path, []byte(text), 0o644)
-	}
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := root.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o755)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Close())
 }
 
 func findKernel(root string) (kernel, error) {

@@ -3,6 +3,7 @@ package undo
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -26,7 +27,7 @@ func TestRecords(t *testing.T) {
 	c.Up()
 	names := strings.Fields(c.Must("ls", records))
 	for _, want := range []string{"bridge.json", "cgroups.json", "directories.json", "ip-forward.json", "kmsg.json", "nat.json"} {
-		if !strings.Contains(strings.Join(names, " "), want) {
+		if !slices.Contains(names, want) {
 			t.Errorf("%s is not among the records %v", want, names)
 		}
 	}

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
+
 	"k3s9p/internal/rmtree"
 )
 
