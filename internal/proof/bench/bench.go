@@ -15,11 +15,12 @@ import (
 const (
 	BuildOnly   = "build"
 	ClusterOnly = "cluster"
+	ImagesOnly  = "images"
 )
 
 // Options say what is measured, and how long.
 type Options struct {
-	Only string // BuildOnly, ClusterOnly or everything
+	Only string // BuildOnly, ClusterOnly, ImagesOnly or the first two if it is empty
 	Cold bool   // also a first build, which takes twice as long as one
 	// Of the cluster: in which gVisor (today, YYYYMM, or all if empty), and how many
 	// times in each.
@@ -40,9 +41,12 @@ func Run(ctx context.Context, b *builder.Builder, distro string, o Options) (err
 	cluster := []part{func(ctx context.Context, b *builder.Builder, _ pin.Selection) ([]measurement, error) {
 		return cluster(ctx, b, o.GVisor, o.Times)
 	}}
-	parts := map[string][]part{"": append(cluster, build...), BuildOnly: build, ClusterOnly: cluster}[o.Only]
+	ways := []part{func(ctx context.Context, b *builder.Builder, _ pin.Selection) ([]measurement, error) {
+		return nil, images(ctx, b, o.Times)
+	}}
+	parts := map[string][]part{"": append(cluster, build...), BuildOnly: build, ClusterOnly: cluster, ImagesOnly: ways}[o.Only]
 	if parts == nil {
-		return hint.Add(fmt.Errorf("there is no benchmark %q", o.Only), "-only=%s or -only=%s", BuildOnly, ClusterOnly)
+		return hint.Add(fmt.Errorf("there is no benchmark %q", o.Only), "-only=%s, -only=%s or -only=%s", BuildOnly, ClusterOnly, ImagesOnly)
 	}
 	if o.Times < 1 {
 		return hint.Add(fmt.Errorf("-times=%d measures nothing", o.Times), "go tool mage bench -times=3")

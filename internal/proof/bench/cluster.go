@@ -54,12 +54,12 @@ func cluster(ctx context.Context, b *builder.Builder, gvisor string, times int) 
 	defer os.RemoveAll(dir)
 	var runs []scenario.Run
 	for _, set := range sets {
-		runs = append(runs, scenario.Run{Scenario: measuring, Set: set, Bench: contract.Bench{Results: filepath.Join(dir, set+".json"), Rounds: times}})
+		runs = append(runs, scenario.Run{Scenario: measuring, Set: set, Tests: "^TestCluster$", Bench: contract.Bench{Results: filepath.Join(dir, set+".json"), Rounds: times}})
 	}
 	var all []contract.Results
 	err = scenario.With(ctx, b, runs, func(s *scenario.Session) error {
 		for _, run := range runs {
-			results, err := measure(ctx, b, s, run)
+			results, err := measure[contract.Results](ctx, b, s, run)
 			if err != nil {
 				return err
 			}
@@ -91,10 +91,10 @@ func cluster(ctx context.Context, b *builder.Builder, gvisor string, times int) 
 }
 
 // measure measures in one gVisor.
-func measure(ctx context.Context, b *builder.Builder, s *scenario.Session, run scenario.Run) (results contract.Results, err error) {
+func measure[R any](ctx context.Context, b *builder.Builder, s *scenario.Session, run scenario.Run) (results R, err error) {
 	ok, err := s.Run(ctx, run)
 	if err == nil && !ok {
-		err = hint.Add(errors.New("the benchmark of a cluster in gVisor failed"), "what it printed is in %s", b.Dist("reports", "sandbox-"+run.String()+".log"))
+		err = hint.Add(errors.New("the benchmark in gVisor failed"), "what it printed is in %s", b.Dist("reports", "sandbox-"+run.String()+".log"))
 	}
 	if err != nil {
 		return results, err
@@ -104,7 +104,7 @@ func measure(ctx context.Context, b *builder.Builder, s *scenario.Session, run s
 		err = json.Unmarshal(data, &results)
 	}
 	if err != nil {
-		return results, fmt.Errorf("read what the benchmark of a cluster has measured: %w", err)
+		return results, fmt.Errorf("read what the benchmark has measured: %w", err)
 	}
 	return results, workdir.WriteFile(b.Dist("reports", run.String()+".json"), data)
 }

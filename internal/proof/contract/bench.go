@@ -61,3 +61,22 @@ type Component struct {
 	Name string `json:"name"`
 	node.Memory
 }
+
+// ImageResults are the two ways to keep images where overlayfs does not work on the disk.
+type ImageResults struct {
+	Native ImageFigures `json:"native"`
+	Tmpfs  ImageFigures `json:"tmpfs"`
+}
+
+// ImageFigures are what an image of 300 MB costs, a value per round.
+type ImageFigures struct {
+	// Import is from its archive until it is unpacked; Start until a pod of it is
+	// ready, three a round: in seconds.
+	Import []float64 `json:"import"`
+	Start  []float64 `json:"start"`
+	// ImageBytes is the filesystem that the image takes, AllBytes with three containers,
+	// and Memory what this machine has to keep for the sandbox: in bytes.
+	ImageBytes []float64 `json:"imageBytes"`
+	AllBytes   []float64 `json:"allBytes"`
+	Memory     []float64 `json:"memory"`
+}
