@@ -6,18 +6,20 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/magefile/mage/mg"
 
 	"k3s9p/internal/builder"
+	"k3s9p/internal/proof/emulated"
 	"k3s9p/internal/release"
 )
 
 // Release groups what a release page needs.
 type Release mg.Namespace
 
-// Make builds, and makes dist/release/ of what was built, signed with the key that K3S9P_RELEASE_KEY names; -snapshot also of files that no commit has, marked so. "mage release" is the same.
-func (Release) Make(ctx context.Context, snapshot *bool) error {
+// Make builds, and makes dist/release/ of what was built, signed with the key that K3S9P_RELEASE_KEY names; -snapshot also of files that no commit has, marked so; -archs=amd64,arm64 for these and not for this machine's. "mage release" is the same.
+func (Release) Make(ctx context.Context, snapshot *bool, archs *string) error {
 	return with(func(b *builder.Builder) error {
 		m := release.Maker{Root: b.Root, Progress: b.UI, Getenv: os.Getenv}
 		check := m.Check
@@ -27,10 +29,29 @@ func (Release) Make(ctx context.Context, snapshot *bool) error {
 		if err := check(ctx); err != nil {
 			return err
 		}
-		if err := b.Build(ctx, distro()); err != nil {
+		var dists []string
+		for arch := range strings.SplitSeq(given(archs, b.Target()), ",") {
+			other, err := b.For(arch)
+			if err != nil {
+				return err
+			}
+			if err := other.Build(ctx, distro()); err != nil {
+				return err
+			}
+			dists = append(dists, other.Dist())
+		}
+		return m.Make(ctx, dists...)
+	})
+}
+
+// Emulated runs what was built for another architecture under qemu-user: each program says its version.
+func (Release) Emulated(ctx context.Context, arch string) error {
+	return with(func(b *builder.Builder) error {
+		other, err := b.For(arch)
+		if err != nil {
 			return err
 		}
-		return m.Make(ctx, "dist")
+		return emulated.Test(ctx, other)
 	})
 }
 

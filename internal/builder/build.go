@@ -9,6 +9,7 @@ import (
 
 	"k3s9p/internal/command"
 	"k3s9p/internal/gotool"
+	"k3s9p/internal/hint"
 	"k3s9p/internal/packages"
 	"k3s9p/internal/pin"
 	"k3s9p/internal/progress"
@@ -44,6 +45,20 @@ func At(root string, runner command.Runner, variables ...string) *Builder {
 	return &Builder{Tree: tree, Go: gotool.Go{Runner: runner, Variables: variables, TempDir: tree.Work("tmp", "go")}}
 }
 
+// For returns the builder for another architecture than this machine's, whose
+// distribution goes to dist/<architecture>, or this one.
+func (b *Builder) For(arch string) (*Builder, error) {
+	if arch == b.Target() {
+		return b, nil
+	}
+	if !gotool.CrossCompiles(arch) {
+		return nil, hint.Add(fmt.Errorf("there is no C compiler for the architecture %q", arch), "amd64 and arm64 can be built")
+	}
+	other := At(b.Root, b.Runner, b.Variables...)
+	other.Arch, other.Other = arch, arch
+	return other, nil
+}
+
 // Build makes a distribution (DISTRO: k3s, kubernetes, auto) in dist/.
 func (b *Builder) Build(ctx context.Context, distro string) (err error) {
 	defer func() { err = b.ExplainNoSpace(err) }()
@@ -61,7 +76,7 @@ func (b *Builder) Build(ctx context.Context, distro string) (err error) {
 		return err
 	}
 	b.announce(selection)
-	if err := packages.Install(ctx, b.Runner, pin.Needs(selection.Sets...)); err != nil {
+	if err := packages.Install(ctx, b.Runner, b.needs(selection.Sets)); err != nil {
 		return err
 	}
 	chain, err := b.Toolchain(ctx, b.Root, pin.CGO(selection.Sets...))
@@ -78,6 +93,14 @@ func (b *Builder) Build(ctx context.Context, distro string) (err error) {
 		err = b.assemble(ctx, selection, chain)
 	}
 	return err
+}
+
+// needs are the packages of the system that compiling some sets takes here.
+func (b *Builder) needs(sets []*pin.Set) []packages.Need {
+	if b.Other == "" {
+		return pin.Needs(sets...)
+	}
+	return pin.CrossNeeds(b.Arch, sets...)
 }
 
 // assemble makes all sets and brings dist/ to their state.
@@ -187,9 +210,11 @@ func (b *Builder) conclude(selection pin.Selection, build record.Build, changed 
 	if selection.Why != "" {
 		why = " (" + selection.Why + ")"
 	}
-	fmt.Printf("%s %s%s is in dist/: %s\n", build.Distribution, build.Version, why, state)
+	fmt.Printf("%s %s%s is in %s/: %s\n", build.Distribution, build.Version, why, filepath.Join("dist", b.Other), state)
 	for _, what := range build.Lacks {
 		fmt.Printf("it lacks %s\n", what)
 	}
-	fmt.Println("next: dist/k3s9p version, or go tool mage test")
+	if b.Other == "" {
+		fmt.Println("next: dist/k3s9p version, or go tool mage test")
+	}
 }

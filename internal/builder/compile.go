@@ -24,7 +24,7 @@ import (
 
 // outputFormat is part of the digests of outputs: it changes with the code that makes
 // them, where that changes the result.
-const outputFormat = "output 1"
+const outputFormat = "output 2"
 
 // outputKey is the digest of all that the programs of a set depend on.
 func outputKey(set *pin.Set, chain record.Toolchain) (string, error) {
@@ -240,7 +240,11 @@ func addModules(set *pin.Set, file string, modules map[string]record.Module) err
 	if err != nil {
 		return fmt.Errorf("read the build information of %s: %w", file, err)
 	}
-	for _, dep := range info.Deps {
+	deps := info.Deps
+	if info.Main.Version != "(devel)" { // a program of upstream's own module, and none of build/
+		deps = append(deps, &info.Main)
+	}
+	for _, dep := range deps {
 		m := record.Module{Path: dep.Path, Version: dep.Version, Sum: dep.Sum}
 		if dep.Replace != nil && dep.Replace.Sum != "" {
 			m = record.Module{Path: dep.Replace.Path, Version: dep.Replace.Version, Sum: dep.Replace.Sum}

@@ -2,6 +2,7 @@
 package gotool
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -20,6 +21,26 @@ type Go struct {
 	command.Runner
 	Variables []string // that go before those of this process
 	TempDir   string   // where the offline commands put their temporary files
+	Arch      string   // of the programs that are compiled, as Go calls it; this machine's if empty
+}
+
+// Target is the architecture of the programs that are compiled.
+func (g Go) Target() string { return cmp.Or(g.Arch, runtime.GOARCH) }
+
+// crossCompiler is Debian's C compiler for another architecture.
+var crossCompiler = map[string]string{"amd64": "x86_64-linux-gnu-gcc", "arm64": "aarch64-linux-gnu-gcc"}
+
+// CrossCompiles reports whether there is a C compiler for an architecture.
+func CrossCompiles(arch string) bool { return crossCompiler[arch] != "" }
+
+// cross are the variables for compiling for another architecture: Debian has the
+// libraries of each in a directory of its own (https://wiki.debian.org/Multiarch).
+func (g Go) cross() []string {
+	if g.Target() == runtime.GOARCH {
+		return nil
+	}
+	cc := crossCompiler[g.Arch]
+	return []string{"GOARCH=" + g.Arch, "CC=" + cc, "PKG_CONFIG_LIBDIR=/usr/lib/" + strings.TrimSuffix(cc, "-gcc") + "/pkgconfig"}
 }
 
 // unpinned are variables that would change what a build gives.
@@ -47,6 +68,7 @@ func (g Go) EnvWithGC(cgo bool) []string {
 	if cgo {
 		enabled = "1"
 	}
+	env = append(env, g.cross()...)
 	return append(env, "GOFLAGS=", "GOWORK=off", "GOTOOLCHAIN=local", "GO111MODULE=on", "GOAMD64=v1", "GOARM64=v8.0", "LC_ALL=C", "CGO_ENABLED="+enabled)
 }
 
@@ -78,14 +100,21 @@ func (g Go) Toolchain(ctx context.Context, dir string, cgo bool) (record.Toolcha
 	if err != nil {
 		return record.Toolchain{}, err
 	}
-	chain := record.Toolchain{Go: strings.TrimSpace(string(out)), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+	chain := record.Toolchain{Go: strings.TrimSpace(string(out)), Platform: runtime.GOOS + "/" + g.Target()}
 	if cgo {
-		chain.CC = command.FirstLine(ctx, CCompiler(), "--version")
+		chain.CC = command.FirstLine(ctx, g.compiler(), "--version")
 	}
 	return chain, nil
 }
 
-// CCompiler is the C compiler that cgo uses.
+func (g Go) compiler() string {
+	if g.Target() != runtime.GOARCH {
+		return crossCompiler[g.Arch]
+	}
+	return CCompiler()
+}
+
+// CCompiler is the C compiler that cgo uses for this machine.
 func CCompiler() string {
 	if cc := os.Getenv("CC"); cc != "" {
 		return strings.Fields(cc)[0]

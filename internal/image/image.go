@@ -4,6 +4,7 @@ package image
 import (
 	"archive/tar"
 	"bytes"
+	"debug/elf"
 	"fmt"
 	"io"
 	"os"
@@ -64,8 +65,24 @@ func of(program, name string) (v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	config.Architecture, config.OS = runtime.GOARCH, "linux"
+	config.Architecture, config.OS = architecture(data), "linux"
 	config.Created = v1.Time{Time: time.Unix(0, 0).UTC()}
 	config.Config = v1.Config{Entrypoint: []string{"/" + name}, WorkingDir: "/"}
 	return mutate.ConfigFile(img, config)
+}
+
+// architecture is that of a program, as Go and images call it; of what is no ELF file
+// that is known it is this machine's.
+func architecture(program []byte) string {
+	file, err := elf.NewFile(bytes.NewReader(program))
+	if err != nil {
+		return runtime.GOARCH
+	}
+	switch file.Machine {
+	case elf.EM_X86_64:
+		return "amd64"
+	case elf.EM_AARCH64:
+		return "arm64"
+	}
+	return runtime.GOARCH
 }

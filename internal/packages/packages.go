@@ -58,7 +58,7 @@ func Install(ctx context.Context, runner command.Runner, needs []Need) error {
 	runner.UI.Say("the system lacks %s: installing from its packages (apt-get)", strings.Join(missing, ", "))
 	step := runner.UI.Step("apt-get install %s", strings.Join(missing, " "))
 	env := append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C")
-	for _, args := range [][]string{{"apt-get", "update"}, install} {
+	for _, args := range append(architectures(missing), []string{"apt-get", "update"}, install) {
 		if _, err := runner.Run(ctx, command.Command{Dir: "/", Env: env, Args: args}); err != nil {
 			step.Fail()
 			return err
@@ -70,6 +70,18 @@ func Install(ctx context.Context, runner command.Runner, needs []Need) error {
 	}
 	step.Done("")
 	return nil
+}
+
+// architectures are the commands that let apt install packages of other architectures
+// (https://wiki.debian.org/Multiarch/HOWTO).
+func architectures(names []string) [][]string {
+	var add [][]string
+	for _, name := range names {
+		if _, arch, foreign := strings.Cut(name, ":"); foreign {
+			add = append(add, []string{"dpkg", "--add-architecture", arch})
+		}
+	}
+	return add
 }
 
 // Missing names the packages that are needed and not there, each once.

@@ -108,6 +108,15 @@ func Needs(sets ...*Set) []packages.Need {
 	return needs
 }
 
+// CrossNeeds are those that compiling them for another architecture takes.
+func CrossNeeds(arch string, sets ...*Set) []packages.Need {
+	var needs []packages.Need
+	for _, set := range sets {
+		needs = append(needs, set.Config.CrossNeeds[arch]...)
+	}
+	return needs
+}
+
 // CGO reports whether one of some sets uses cgo.
 func CGO(sets ...*Set) bool {
 	return slices.ContainsFunc(sets, func(s *Set) bool { return s.Config.CGO })

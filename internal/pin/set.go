@@ -56,6 +56,8 @@ type Config struct {
 	LinkerVariables []LinkerVariable `json:"linkerVariables,omitempty"`
 	Patched         []string         `json:"patched,omitempty"` // modules with a series
 	Needs           []packages.Need  `json:"needs,omitempty"`   // of the system
+	// CrossNeeds are those for compiling for another architecture, by that.
+	CrossNeeds map[string][]packages.Need `json:"crossNeeds,omitempty"`
 	// UpstreamTests are the test suites of patched modules that test:upstream
 	// runs, stock against patched.
 	UpstreamTests []UpstreamTest `json:"upstreamTests,omitempty"`
@@ -230,7 +232,10 @@ func (c *Config) validate() error {
 		}
 		c.Programs[i].Dir = cmp.Or(program.Dir, "bin")
 	}
-	needs := c.Needs
+	needs := slices.Clone(c.Needs)
+	for _, cross := range c.CrossNeeds {
+		needs = slices.Concat(needs, cross)
+	}
 	for _, test := range c.UpstreamTests {
 		needs = slices.Concat(needs, test.Needs)
 	}

@@ -21,9 +21,9 @@ func (m *Maker) inputs(dists []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	files := []string{self}
+	files := []string{self, m.report()}
 	for _, dist := range dists {
-		files = append(files, filepath.Join(dist, "build.json"), filepath.Join(dist, launcherPath), filepath.Join(dist, "reports", experimentName))
+		files = append(files, filepath.Join(dist, "build.json"), filepath.Join(dist, launcherPath))
 	}
 	hash := sha256.New()
 	fmt.Fprintf(hash, "%+v\n%s\n%s\n", m.source, m.Getenv(urlVariable), m.signers)

@@ -67,13 +67,10 @@ func readSigners(root string) (Signers, error) {
 	return ReadSigners(data)
 }
 
-// Make makes the release of distributions, each the dist/ of one architecture, as paths
-// in the repository. The release in dist/release/ is the old one or the new one at any moment.
+// Make makes the release of distributions, each what the builder has made for one
+// architecture. The release in dist/release/ is the old one or the new one at any moment.
 func (m *Maker) Make(ctx context.Context, dists ...string) error {
 	final := filepath.Join(m.Root, Dir)
-	for i := range dists {
-		dists[i] = filepath.Join(m.Root, dists[i])
-	}
 	key, err := m.inputs(dists)
 	if err != nil {
 		return err
@@ -209,13 +206,16 @@ func (m *Maker) makeCommon(dir, dist string, components []component, licences ma
 	}
 	err = errors.Join(write(dir, installerName, []byte(script)), write(dir, imagesName, []byte(images)),
 		write(dir, licencesName, []byte(licenceList(components, licences))))
-	report, readErr := os.ReadFile(filepath.Join(dist, "reports", experimentName))
+	report, readErr := os.ReadFile(m.report())
 	if errors.Is(readErr, os.ErrNotExist) {
 		m.Progress.Say("no %s: go tool mage test:sandbox experiment makes it", experimentName)
 		return err
 	}
 	return errors.Join(err, readErr, write(dir, experimentName, report))
 }
+
+// report is what the experiment has written, on this machine.
+func (m *Maker) report() string { return filepath.Join(m.Root, "dist", "reports", experimentName) }
 
 // imageList names the images that a node cannot do without; they are in the program.
 func imageList(dist string) (string, error) {

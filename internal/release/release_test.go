@@ -187,7 +187,7 @@ func (r *repository) release() string {
 	if err := m.Check(context.Background()); err != nil {
 		r.t.Fatal(err)
 	}
-	if err := m.Make(context.Background(), "dist"); err != nil {
+	if err := m.Make(context.Background(), filepath.Join(r.root, "dist")); err != nil {
 		r.t.Fatal(err)
 	}
 	return filepath.Join(r.root, Dir)

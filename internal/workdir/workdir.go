@@ -20,6 +20,9 @@ const kept = 2
 // Tree is a work tree of the repository.
 type Tree struct {
 	Root string // absolute
+	// Other is the directory in dist/ of what is built for another architecture than
+	// this machine's; empty otherwise.
+	Other string
 }
 
 // Work is a path in .work/.
@@ -29,7 +32,7 @@ func (t Tree) Work(elem ...string) string {
 
 // Dist is a path in dist/.
 func (t Tree) Dist(elem ...string) string {
-	return filepath.Join(append([]string{t.Root, "dist"}, elem...)...)
+	return filepath.Join(append([]string{t.Root, "dist", t.Other}, elem...)...)
 }
 
 // Temporary makes a directory in .work/tmp.

@@ -1,0 +1,137 @@
+// Package emulated runs what was built for another architecture under qemu-user: each
+// program says its version, and some tests of this repository pass. That shows that the
+// programs are whole and for that architecture, and no more: a cluster needs a kernel of
+// it.
+package emulated
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path"
+	"strings"
+	"time"
+
+	"k3s9p/internal/builder"
+	"k3s9p/internal/command"
+	"k3s9p/internal/hint"
+	"k3s9p/internal/packages"
+	"k3s9p/internal/record"
+)
+
+// emulators are the programs of Debian's qemu-user-static, by the architecture.
+var emulators = map[string]string{"arm64": "qemu-aarch64-static", "amd64": "qemu-x86_64-static"}
+
+// limit is for one program to say its version: qemu translates 150 MB of it first.
+const limit = 2 * time.Minute
+
+// tested are packages whose tests need no kernel of their own architecture.
+var tested = []string{"./internal/bundle", "./internal/config", "./internal/journal", "./internal/localpath", "./internal/manifest"}
+
+// Test runs all programs that a builder for another architecture has made, and the tests.
+func Test(ctx context.Context, b *builder.Builder) error {
+	emulator := emulators[b.Target()]
+	if b.Other == "" || emulator == "" {
+		return fmt.Errorf("%s is not emulated here", b.Target())
+	}
+	if err := packages.Install(ctx, b.Runner, []packages.Need{{Package: "qemu-user-static", Command: emulator}}); err != nil {
+		return err
+	}
+	build, err := read(b)
+	if err != nil {
+		return err
+	}
+	ran := 0
+	for _, output := range build.Outputs {
+		args, want := question(build, output)
+		if args == nil {
+			continue
+		}
+		step := b.UI.Step("%s", strings.Join(append([]string{output.Path}, args...), " "))
+		said, err := run(ctx, emulator, b.Dist(output.Path), args)
+		if err == nil && !strings.Contains(said, want) {
+			err = fmt.Errorf("it says %q, and not %q", said, want)
+		}
+		if err != nil {
+			step.Fail()
+			return fmt.Errorf("%s %s: %w", b.Dist(output.Path), strings.Join(args, " "), err)
+		}
+		step.Done("%s", want)
+		ran++
+	}
+	if ran == 0 {
+		return errors.New("no program was run")
+	}
+	step := b.UI.Step("go test -exec=%s %s", emulator, strings.Join(tested, " "))
+	if _, err := b.Run(ctx, command.Command{Dir: b.Root, Env: b.Env(false), Args: append([]string{"go", "test", "-count=1", "-vet=off", "-exec=" + emulator}, tested...)}); err != nil {
+		step.Fail()
+		return err
+	}
+	step.Done("%d packages passed", len(tested))
+	fmt.Printf("%d programs for %s say their version, and %d packages pass their tests\n", ran, b.Target(), len(tested))
+	return nil
+}
+
+func read(b *builder.Builder) (record.Build, error) {
+	var build record.Build
+	data, err := os.ReadFile(b.Dist(builder.RecordName))
+	if err != nil {
+		return build, hint.Add(err, "go tool mage release -archs=%s builds for it", b.Target())
+	}
+	return build, json.Unmarshal(data, &build)
+}
+
+// question is how a program is asked for its version, and what it has to answer.
+func question(build record.Build, output record.Output) (args []string, want string) {
+	version := func(set string) string {
+		for _, s := range build.Sets {
+			if s.Name == set {
+				return s.Version
+			}
+		}
+		return ""
+	}
+	switch name := path.Base(output.Path); name {
+	case "kube", "pause.tar":
+		return nil, "" // by its links; no program
+	case "kubectl":
+		return []string{"version", "--client"}, version("kubernetes")
+	case "kubeadm":
+		return []string{"version", "-o=short"}, version("kubernetes")
+	case "kubelet", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy":
+		return []string{"--version"}, version("kubernetes")
+	case "containerd", "ctr":
+		return []string{"--version"}, version("containerd")
+	case "containerd-shim-runc-v2":
+		return []string{"-v"}, version("containerd")
+	case "runc":
+		return []string{"--version"}, strings.TrimPrefix(version("runc"), "v")
+	case "kine":
+		return []string{"--version"}, version("kine")
+	case "coredns":
+		return []string{"-version"}, strings.TrimPrefix(version("coredns"), "v")
+	case builder.LauncherName:
+		return []string{"version"}, build.Version
+	default: // a CNI plugin, by the protocol of CNI
+		return []string{}, "supportedVersions"
+	}
+}
+
+func run(ctx context.Context, emulator, program string, args []string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	// A link is a program under another name.
+	cmd := exec.CommandContext(ctx, emulator, append([]string{"-0", path.Base(program), program}, args...)...)
+	cmd.Env = append(os.Environ(), "CNI_COMMAND=VERSION")
+	cmd.Stdin = strings.NewReader(`{"cniVersion": "1.0.0"}`)
+	var output bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &output, &output
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("%w: %s", err, strings.TrimSpace(output.String()))
+	}
+	return output.String(), nil
+}
