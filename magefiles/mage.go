@@ -32,10 +32,14 @@ func given[T any](value *T, otherwise T) T {
 // distro is the distribution that is asked for.
 func distro() string { return os.Getenv("DISTRO") }
 
-// Build makes the patched distribution in dist/ (DISTRO=k3s|kubernetes|auto); with -dry it only says what it would do, with -slim k3s gets nothing that is no Go module.
-func Build(ctx context.Context, dry, slim *bool) error {
+// Build makes the patched distribution in dist/ (DISTRO=k3s|kubernetes|auto); with -dry it only says what it would do, with -slim k3s gets nothing that is no Go module, -arch=arm64 is for another architecture, in dist/arm64/.
+func Build(ctx context.Context, dry, slim *bool, arch *string) error {
 	return with(func(b *builder.Builder) error {
 		b.Slim = given(slim, false)
+		b, err := b.For(given(arch, b.Target()))
+		if err != nil {
+			return err
+		}
 		if given(dry, false) {
 			return b.Plan(ctx, distro())
 		}

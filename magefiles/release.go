@@ -11,6 +11,7 @@ import (
 	"github.com/magefile/mage/mg"
 
 	"k3s9p/internal/builder"
+	"k3s9p/internal/gotool"
 	"k3s9p/internal/proof/emulated"
 	"k3s9p/internal/release"
 )
@@ -18,7 +19,7 @@ import (
 // Release groups what a release page needs.
 type Release mg.Namespace
 
-// Make builds, and makes dist/release/ of what was built, signed with the key that K3S9P_RELEASE_KEY names; -snapshot also of files that no commit has, marked so; -archs=amd64,arm64 for these and not for this machine's. "mage release" is the same.
+// Make builds for amd64 and arm64, or for -archs=ARCH,…, and makes dist/release/ of that, signed with the key that K3S9P_RELEASE_KEY names; -snapshot also of files that no commit has, marked so. "mage release" is the same.
 func (Release) Make(ctx context.Context, snapshot *bool, archs *string) error {
 	return with(func(b *builder.Builder) error {
 		m := release.Maker{Root: b.Root, Progress: b.UI, Getenv: os.Getenv}
@@ -29,22 +30,15 @@ func (Release) Make(ctx context.Context, snapshot *bool, archs *string) error {
 		if err := check(ctx); err != nil {
 			return err
 		}
-		var dists []string
-		for arch := range strings.SplitSeq(given(archs, b.Target()), ",") {
-			other, err := b.For(arch)
-			if err != nil {
-				return err
-			}
-			if err := other.Build(ctx, distro()); err != nil {
-				return err
-			}
-			dists = append(dists, other.Dist())
+		dists, err := b.BuildFor(ctx, distro(), strings.Split(given(archs, strings.Join(gotool.Architectures(), ",")), ","))
+		if err != nil {
+			return err
 		}
 		return m.Make(ctx, dists...)
 	})
 }
 
-// Emulated runs what was built for another architecture under qemu-user: each program says its version.
+// Emulated runs what was built for another architecture under qemu-user: each program says its version, and some unit tests pass.
 func (Release) Emulated(ctx context.Context, arch string) error {
 	return with(func(b *builder.Builder) error {
 		other, err := b.For(arch)

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"k3s9p/internal/command"
 	"k3s9p/internal/gotool"
@@ -45,18 +47,57 @@ func At(root string, runner command.Runner, variables ...string) *Builder {
 	return &Builder{Tree: tree, Go: gotool.Go{Runner: runner, Variables: variables, TempDir: tree.Work("tmp", "go")}}
 }
 
-// For returns the builder for another architecture than this machine's, whose
-// distribution goes to dist/<architecture>, or this one.
+// For returns the builder for an architecture, as Go calls it. For another one than this
+// machine's the distribution goes to dist/<architecture>.
 func (b *Builder) For(arch string) (*Builder, error) {
 	if arch == b.Target() {
 		return b, nil
 	}
-	if !gotool.CrossCompiles(arch) {
-		return nil, hint.Add(fmt.Errorf("there is no C compiler for the architecture %q", arch), "amd64 and arm64 can be built")
+	if !slices.Contains(gotool.Architectures(), arch) {
+		return nil, hint.Add(fmt.Errorf("nothing can be built for the architecture %q", arch), "the architectures are %s", strings.Join(gotool.Architectures(), ", "))
 	}
 	other := At(b.Root, b.Runner, b.Variables...)
-	other.Arch, other.Other = arch, arch
+	other.Slim, other.Arch, other.Other = b.Slim, arch, arch
 	return other, nil
+}
+
+// BuildFor makes a distribution for several architectures, and returns where each is.
+// What compiling takes of the system is looked for, for all of them, before anything is
+// built.
+func (b *Builder) BuildFor(ctx context.Context, distro string, archs []string) ([]string, error) {
+	var others []*Builder
+	for _, arch := range archs {
+		other, err := b.For(arch)
+		if err == nil {
+			err = other.prepare(ctx, distro)
+		}
+		if err != nil {
+			return nil, err
+		}
+		others = append(others, other)
+	}
+	var dists []string
+	for _, other := range others {
+		if err := other.Build(ctx, distro); err != nil {
+			return nil, fmt.Errorf("build for %s: %w", other.Target(), err)
+		}
+		dists = append(dists, other.Dist())
+	}
+	return dists, nil
+}
+
+// prepare installs what compiling takes of the system.
+func (b *Builder) prepare(ctx context.Context, distro string) error {
+	unlock, err := b.Lock(ctx, b.UI)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	selection, err := b.Selection(ctx, distro)
+	if err != nil {
+		return err
+	}
+	return b.installNeeds(ctx, selection)
 }
 
 // Build makes a distribution (DISTRO: k3s, kubernetes, auto) in dist/.
@@ -76,7 +117,7 @@ func (b *Builder) Build(ctx context.Context, distro string) (err error) {
 		return err
 	}
 	b.announce(selection)
-	if err := packages.Install(ctx, b.Runner, b.needs(selection.Sets)); err != nil {
+	if err := b.installNeeds(ctx, selection); err != nil {
 		return err
 	}
 	chain, err := b.Toolchain(ctx, b.Root, pin.CGO(selection.Sets...))
@@ -96,11 +137,28 @@ func (b *Builder) Build(ctx context.Context, distro string) (err error) {
 }
 
 // needs are the packages of the system that compiling some sets takes here.
-func (b *Builder) needs(sets []*pin.Set) []packages.Need {
+func (b *Builder) needs(sets []*pin.Set) ([]packages.Need, error) {
 	if b.Other == "" {
-		return pin.Needs(sets...)
+		return pin.Needs(sets...), nil
 	}
 	return pin.CrossNeeds(b.Arch, sets...)
+}
+
+func (b *Builder) installNeeds(ctx context.Context, selection pin.Selection) error {
+	needs, err := b.needs(selection.Sets)
+	if err != nil {
+		return err
+	}
+	return packages.Install(ctx, b.Runner, needs)
+}
+
+// own is the directory of .work/ for what is made for this architecture only, so that
+// building for one does not remove what is kept for the other.
+func (b *Builder) own(directory string) string {
+	if b.Other == "" {
+		return directory
+	}
+	return directory + "-" + b.Other
 }
 
 // assemble makes all sets and brings dist/ to their state.

@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 
+	"k3s9p/internal/gotool"
 	"k3s9p/internal/pin"
 	"k3s9p/internal/rmtree"
 )
@@ -17,18 +19,34 @@ func (b *Builder) Clean(ctx context.Context) error {
 			return err
 		}
 		defer unlock()
-		for _, directory := range []string{"src", "stock", "mod", "out", "frames", "root", "inputs", "tmp"} {
+		for _, directory := range []string{"src", "stock", "mod", "root", "inputs", "tmp"} {
 			if err := rmtree.Tree(b.Work(directory)); err != nil {
 				return err
 			}
 		}
 	}
-	if _, err := b.removeStale(nil); err != nil {
-		return err
+	sets, err := pin.ReadSets(b.Root) // without them some empty directories stay
+	for _, arch := range append(gotool.Architectures(), b.Target()) {
+		other, err := b.For(arch)
+		if err != nil {
+			return err
+		}
+		if err := other.cleanOwn(sets); err != nil {
+			return err
+		}
 	}
-	defer fmt.Println("what was built is removed; edit trees and reports stay")
-	sets, err := pin.ReadSets(b.Root)
-	if err != nil {
+	fmt.Println("what was built is removed; edit trees and reports stay")
+	return err
+}
+
+// cleanOwn removes what was made for this architecture.
+func (b *Builder) cleanOwn(sets []*pin.Set) error {
+	for _, directory := range []string{"out", "frames"} {
+		if err := rmtree.Tree(b.Work(b.own(directory))); err != nil {
+			return err
+		}
+	}
+	if _, err := b.removeStale(nil); err != nil {
 		return err
 	}
 	for _, set := range sets {
@@ -39,7 +57,9 @@ func (b *Builder) Clean(ctx context.Context) error {
 			_ = os.Remove(b.Dist(program.Dir)) // if it is empty
 		}
 	}
+	_ = os.Remove(b.Dist("images"))
 	_ = os.Remove(b.Dist(SumsName))
 	_ = os.Remove(b.Dist())
+	_ = os.Remove(filepath.Join(b.Root, "dist"))
 	return nil
 }

@@ -109,7 +109,7 @@ func (c Compiled) publish(dir, final string) (Compiled, error) {
 
 // outputDir is where the programs of a set with this key are kept.
 func (b *Builder) outputDir(set *pin.Set, key string) string {
-	return b.Work("out", set.Name+set.Variant+"-"+key[:16])
+	return b.Work(b.own("out"), set.Name+set.Variant+"-"+key[:16])
 }
 
 // compile builds the programs of a set from its trees.
@@ -241,7 +241,7 @@ func addModules(set *pin.Set, file string, modules map[string]record.Module) err
 		return fmt.Errorf("read the build information of %s: %w", file, err)
 	}
 	deps := info.Deps
-	if info.Main.Version != "(devel)" { // a program of upstream's own module, and none of build/
+	if info.Main.Version != "(devel)" { // upstream's own module: that of build/ has no version
 		deps = append(deps, &info.Main)
 	}
 	for _, dep := range deps {

@@ -21,7 +21,7 @@ func (b *Builder) images(ctx context.Context, chain record.Toolchain) (Compiled,
 	if err != nil {
 		return Compiled{}, err
 	}
-	final := b.Work("out", "images-"+key[:16])
+	final := b.Work(b.own("out"), "images-"+key[:16])
 	if c, ok := readCompiled(final); ok {
 		return c, nil
 	}
@@ -49,7 +49,7 @@ func (b *Builder) makeImages(ctx context.Context, final string) (Compiled, error
 	if _, err := b.Run(ctx, command.Command{Dir: b.Root, Env: b.Env(false), Args: args}); err != nil {
 		return Compiled{}, err
 	}
-	if err := image.Save(archive, PauseImage, program); err != nil {
+	if err := image.Save(archive, PauseImage, program, b.Target()); err != nil {
 		return Compiled{}, err
 	}
 	if err := os.Chmod(archive, 0o755); err != nil { // as all files of dist/

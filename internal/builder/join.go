@@ -130,7 +130,7 @@ func (b *Builder) archive(set *pin.Set, entries []k3s.Entry) (string, string, er
 		}
 		parts = append(parts, e.Name, e.Link, e.Mode.String(), sum)
 	}
-	dir := b.Work("out", set.Name+"-archive-"+digest.Of(parts...)[:16])
+	dir := b.Work(b.own("out"), set.Name+"-archive-"+digest.Of(parts...)[:16])
 	file := filepath.Join(dir, "data.tar.zst")
 	if sum, _, err := digest.File(file); err == nil {
 		return file, sum, nil

@@ -24,7 +24,7 @@ func (b *Builder) launcher(ctx context.Context, chain record.Toolchain) (string,
 	if err != nil {
 		return "", err
 	}
-	final := b.Work("out", "launcher-"+key[:16])
+	final := b.Work(b.own("out"), "launcher-"+key[:16])
 	file := filepath.Join(final, LauncherName)
 	if _, err := os.Stat(file); err == nil {
 		return file, nil

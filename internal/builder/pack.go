@@ -41,7 +41,7 @@ func (b *Builder) pack(ctx context.Context, d distribution) (Compiled, error) {
 // packedDir is the directory of .work for the launcher with all files in it.
 func (b *Builder) packedDir(d distribution) (string, error) {
 	manifest, err := bundle.Manifest(d.record)
-	return b.Work("out", "bundle-"+digest.Of(bundle.Format(), d.launcher, string(manifest))[:16]), err
+	return b.Work(b.own("out"), "bundle-"+digest.Of(bundle.Format(), d.launcher, string(manifest))[:16]), err
 }
 
 func (b *Builder) attach(ctx context.Context, d distribution, final string, step *progress.Step) (Compiled, error) {
@@ -91,7 +91,7 @@ func (b *Builder) openFrame(d distribution, output record.Output) (io.ReadCloser
 
 // frameName is where the compressed form of a file is kept, by its content.
 func (b *Builder) frameName(sum, file string) string {
-	return b.Work("frames", filepath.Base(file)+"-"+digest.Of(bundle.Format(), sum)[:32])
+	return b.Work(b.own("frames"), filepath.Base(file)+"-"+digest.Of(bundle.Format(), sum)[:32])
 }
 
 // sumAndFrame hashes a file and compresses it at the same time. It returns the
@@ -173,7 +173,7 @@ func (b *Builder) pruneOutputs(d distribution) error {
 	for _, set := range d.sets {
 		inUse = append(inUse, set.Dir)
 	}
-	for _, directory := range []string{"src", "mod", "out"} {
+	for _, directory := range []string{"src", "mod", b.own("out")} {
 		err = errors.Join(err, b.Prune(directory, inUse))
 	}
 	return err
@@ -188,13 +188,13 @@ func (b *Builder) pruneFrames(build record.Build) error {
 			names = append(names, filepath.Base(b.frameName(output.SHA256, output.Path)))
 		}
 	}
-	entries, err := os.ReadDir(b.Work("frames"))
+	entries, err := os.ReadDir(b.Work(b.own("frames")))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	for _, entry := range entries {
 		if !slices.Contains(names, entry.Name()) {
-			err = errors.Join(err, os.Remove(b.Work("frames", entry.Name())))
+			err = errors.Join(err, os.Remove(b.Work(b.own("frames"), entry.Name())))
 		}
 	}
 	return err

@@ -22,7 +22,11 @@ func (b *Builder) Plan(ctx context.Context, distro string) error {
 		return err
 	}
 	b.announce(selection)
-	for _, name := range packages.Missing(ctx, pin.Needs(selection.Sets...)) {
+	needs, err := b.needs(selection.Sets)
+	if err != nil {
+		return err
+	}
+	for _, name := range packages.Missing(ctx, needs) {
 		fmt.Printf("install  %s (a package of the system)\n", name)
 	}
 	chain, err := b.Toolchain(ctx, b.Root, pin.CGO(selection.Sets...))

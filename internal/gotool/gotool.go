@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
 	"slices"
@@ -27,20 +28,22 @@ type Go struct {
 // Target is the architecture of the programs that are compiled.
 func (g Go) Target() string { return cmp.Or(g.Arch, runtime.GOARCH) }
 
-// crossCompiler is Debian's C compiler for another architecture.
-var crossCompiler = map[string]string{"amd64": "x86_64-linux-gnu-gcc", "arm64": "aarch64-linux-gnu-gcc"}
+// triplet is what Debian calls an architecture where it keeps the libraries and the
+// compilers of several (https://wiki.debian.org/Multiarch/Tuples).
+var triplet = map[string]string{"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
 
-// CrossCompiles reports whether there is a C compiler for an architecture.
-func CrossCompiles(arch string) bool { return crossCompiler[arch] != "" }
+// Architectures are those that can be compiled for, as Go calls them.
+func Architectures() []string { return slices.Sorted(maps.Keys(triplet)) }
 
-// cross are the variables for compiling for another architecture: Debian has the
-// libraries of each in a directory of its own (https://wiki.debian.org/Multiarch).
+// CrossCompiler is Debian's C compiler for an architecture.
+func CrossCompiler(arch string) string { return triplet[arch] + "-gcc" }
+
+// cross are the variables for compiling for another architecture.
 func (g Go) cross() []string {
 	if g.Target() == runtime.GOARCH {
 		return nil
 	}
-	cc := crossCompiler[g.Arch]
-	return []string{"GOARCH=" + g.Arch, "CC=" + cc, "PKG_CONFIG_LIBDIR=/usr/lib/" + strings.TrimSuffix(cc, "-gcc") + "/pkgconfig"}
+	return []string{"GOARCH=" + g.Arch, "CC=" + CrossCompiler(g.Arch), "PKG_CONFIG_LIBDIR=/usr/lib/" + triplet[g.Arch] + "/pkgconfig"}
 }
 
 // unpinned are variables that would change what a build gives.
@@ -109,7 +112,7 @@ func (g Go) Toolchain(ctx context.Context, dir string, cgo bool) (record.Toolcha
 
 func (g Go) compiler() string {
 	if g.Target() != runtime.GOARCH {
-		return crossCompiler[g.Arch]
+		return CrossCompiler(g.Arch)
 	}
 	return CCompiler()
 }

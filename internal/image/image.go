@@ -4,12 +4,10 @@ package image
 import (
 	"archive/tar"
 	"bytes"
-	"debug/elf"
 	"fmt"
 	"io"
 	"os"
 	"path"
-	"runtime"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -20,14 +18,14 @@ import (
 )
 
 // Save writes an image to an archive that ctr images import reads. The image has
-// the program at /<its name> as its entrypoint, and nothing else. The same program
-// gives the same bytes.
-func Save(archive, reference, program string) error {
+// the program, for an architecture as Go calls it, at /<its name> as its entrypoint, and
+// nothing else. The same program gives the same bytes.
+func Save(archive, reference, program, arch string) error {
 	tag, err := name.NewTag(reference, name.StrictValidation)
 	if err != nil {
 		return fmt.Errorf("make image %s: %w", reference, err)
 	}
-	img, err := of(program, path.Base(tag.RepositoryStr()))
+	img, err := of(program, path.Base(tag.RepositoryStr()), arch)
 	if err != nil {
 		return fmt.Errorf("make image %s of %s: %w", reference, program, err)
 	}
@@ -37,7 +35,7 @@ func Save(archive, reference, program string) error {
 	return nil
 }
 
-func of(program, name string) (v1.Image, error) {
+func of(program, name, arch string) (v1.Image, error) {
 	data, err := os.ReadFile(program)
 	if err != nil {
 		return nil, err
@@ -65,24 +63,8 @@ func of(program, name string) (v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	config.Architecture, config.OS = architecture(data), "linux"
+	config.Architecture, config.OS = arch, "linux"
 	config.Created = v1.Time{Time: time.Unix(0, 0).UTC()}
 	config.Config = v1.Config{Entrypoint: []string{"/" + name}, WorkingDir: "/"}
 	return mutate.ConfigFile(img, config)
-}
-
-// architecture is that of a program, as Go and images call it; of what is no ELF file
-// that is known it is this machine's.
-func architecture(program []byte) string {
-	file, err := elf.NewFile(bytes.NewReader(program))
-	if err != nil {
-		return runtime.GOARCH
-	}
-	switch file.Machine {
-	case elf.EM_X86_64:
-		return "amd64"
-	case elf.EM_AARCH64:
-		return "arm64"
-	}
-	return runtime.GOARCH
 }

@@ -24,7 +24,7 @@ func TestSave(t *testing.T) {
 	var archives [2][]byte
 	for i := range archives {
 		archive := filepath.Join(dir, "image.tar")
-		if err := Save(archive, "k3s9p.local/pause:1", program); err != nil {
+		if err := Save(archive, "k3s9p.local/pause:1", program, "arm64"); err != nil {
 			t.Fatal(err)
 		}
 		var err error
@@ -51,6 +51,9 @@ func TestSave(t *testing.T) {
 	if diff := cmp.Diff([]string{"/pause"}, config.Config.Entrypoint); diff != "" {
 		t.Errorf("entrypoint (-want +got):\n%s", diff)
 	}
+	if config.Architecture != "arm64" {
+		t.Errorf("the image is for %s", config.Architecture)
+	}
 	layers := mutate.Extract(img)
 	defer layers.Close()
 	files := tar.NewReader(layers)
@@ -68,7 +71,7 @@ func TestSave(t *testing.T) {
 }
 
 func TestSaveRefusesABadName(t *testing.T) {
-	if err := Save(filepath.Join(t.TempDir(), "image.tar"), "no tag", os.Args[0]); err == nil {
+	if err := Save(filepath.Join(t.TempDir(), "image.tar"), "no tag", os.Args[0], "amd64"); err == nil {
 		t.Error("a reference with a space was accepted")
 	}
 }

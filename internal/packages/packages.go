@@ -47,18 +47,19 @@ func Install(ctx context.Context, runner command.Runner, needs []Need) error {
 		return nil
 	}
 	install := append([]string{"apt-get", "install", "--yes", "--no-install-recommends"}, missing...)
+	commands := append(architectures(missing), []string{"apt-get", "update"}, install)
 	if _, err := exec.LookPath("apt-get"); err != nil {
 		return hint.Add(fmt.Errorf("the system lacks %s", strings.Join(missing, ", ")),
 			"these are Debian's names: install what your system calls them (a C compiler, and the static libraries with their headers)")
 	}
 	if os.Geteuid() != 0 {
 		return hint.Add(fmt.Errorf("the system lacks %s, and installing them needs root", strings.Join(missing, ", ")),
-			"sudo apt-get update && sudo %s", strings.Join(install, " "))
+			"sudo %s", strings.Join(lines(commands), " && sudo "))
 	}
 	runner.UI.Say("the system lacks %s: installing from its packages (apt-get)", strings.Join(missing, ", "))
 	step := runner.UI.Step("apt-get install %s", strings.Join(missing, " "))
 	env := append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C")
-	for _, args := range append(architectures(missing), []string{"apt-get", "update"}, install) {
+	for _, args := range commands {
 		if _, err := runner.Run(ctx, command.Command{Dir: "/", Env: env, Args: args}); err != nil {
 			step.Fail()
 			return err
@@ -75,13 +76,24 @@ func Install(ctx context.Context, runner command.Runner, needs []Need) error {
 // architectures are the commands that let apt install packages of other architectures
 // (https://wiki.debian.org/Multiarch/HOWTO).
 func architectures(names []string) [][]string {
+	var archs []string
 	var add [][]string
 	for _, name := range names {
-		if _, arch, foreign := strings.Cut(name, ":"); foreign {
+		if _, arch, foreign := strings.Cut(name, ":"); foreign && !slices.Contains(archs, arch) {
+			archs = append(archs, arch)
 			add = append(add, []string{"dpkg", "--add-architecture", arch})
 		}
 	}
 	return add
+}
+
+// lines are commands as one types them.
+func lines(commands [][]string) []string {
+	var lines []string
+	for _, args := range commands {
+		lines = append(lines, strings.Join(args, " "))
+	}
+	return lines
 }
 
 // Missing names the packages that are needed and not there, each once.

@@ -109,12 +109,17 @@ func Needs(sets ...*Set) []packages.Need {
 }
 
 // CrossNeeds are those that compiling them for another architecture takes.
-func CrossNeeds(arch string, sets ...*Set) []packages.Need {
+func CrossNeeds(arch string, sets ...*Set) ([]packages.Need, error) {
 	var needs []packages.Need
 	for _, set := range sets {
-		needs = append(needs, set.Config.CrossNeeds[arch]...)
+		cross, said := set.Config.CrossNeeds[arch]
+		if set.Config.CGO && !said {
+			return nil, hint.Add(fmt.Errorf("%s cannot be compiled for %s here: its build.yaml names no C compiler for that", set.Place(), arch),
+				"build on a machine of that architecture, or add crossNeeds to build.yaml")
+		}
+		needs = append(needs, cross...)
 	}
-	return needs
+	return needs, nil
 }
 
 // CGO reports whether one of some sets uses cgo.

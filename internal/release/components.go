@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 
+	"k3s9p/internal/gotool"
 	"k3s9p/internal/hint"
 	"k3s9p/internal/record"
 )
@@ -101,6 +102,9 @@ func executableOf(build record.Build, file string) (executable, error) {
 	if err != nil {
 		return executable{}, fmt.Errorf("read the build information of %s: %w", file, err)
 	}
+	if platform := setting(info, "GOOS") + "/" + setting(info, "GOARCH"); platform != build.Toolchain.Platform {
+		return executable{}, fmt.Errorf("%s is for %s, and its record is for %s", file, platform, build.Toolchain.Platform)
+	}
 	e := executable{version: info.Main.Version}
 	deps := info.Deps
 	if name, own := strings.CutPrefix(info.Main.Path+"/", ownModule+"/"); own {
@@ -177,7 +181,7 @@ func (e *executable) addLibraries(ctx context.Context, arch string) error {
 // libraryOf asks the compiler for a library, and dpkg for its package and the version
 // of it.
 func libraryOf(ctx context.Context, archive, arch string) (component, error) {
-	file, err := output(ctx, compilers[arch], "-print-file-name="+archive)
+	file, err := output(ctx, gotool.CrossCompiler(arch), "-print-file-name="+archive)
 	if err != nil {
 		return component{}, err
 	}
@@ -189,16 +193,14 @@ func libraryOf(ctx context.Context, archive, arch string) (component, error) {
 		return component{}, err
 	}
 	name, _, _ := strings.Cut(owner, ": ")
-	version, err := output(ctx, "dpkg-query", "--show", "--showformat=${Version}", name)
+	shown, err := output(ctx, "dpkg-query", "--show", "--showformat=${Version} ${Architecture}", name)
 	if err != nil {
 		return component{}, err
 	}
+	version, of, _ := strings.Cut(shown, " ") // a library for cross compiling is of all architectures
 	name, _, _ = strings.Cut(name, ":")
-	return component{name: name, version: version, purl: fmt.Sprintf("pkg:deb/debian/%s@%s?arch=%s", name, version, arch)}, nil
+	return component{name: name, version: version, purl: fmt.Sprintf("pkg:deb/debian/%s@%s?arch=%s", name, version, of)}, nil
 }
-
-// compilers are Debian's C compilers by the architecture that they compile for.
-var compilers = map[string]string{"amd64": "x86_64-linux-gnu-gcc", "arm64": "aarch64-linux-gnu-gcc"}
 
 func output(ctx context.Context, args ...string) (string, error) {
 	out, err := exec.CommandContext(ctx, args[0], args[1:]...).Output()

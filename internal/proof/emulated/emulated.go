@@ -36,13 +36,13 @@ var tested = []string{"./internal/bundle", "./internal/config", "./internal/jour
 func Test(ctx context.Context, b *builder.Builder) error {
 	emulator := emulators[b.Target()]
 	if b.Other == "" || emulator == "" {
-		return fmt.Errorf("%s is not emulated here", b.Target())
-	}
-	if err := packages.Install(ctx, b.Runner, []packages.Need{{Package: "qemu-user-static", Command: emulator}}); err != nil {
-		return err
+		return hint.Add(fmt.Errorf("programs for %s are not emulated here", b.Target()), "on a machine of that architecture go tool mage test runs them")
 	}
 	build, err := read(b)
 	if err != nil {
+		return err
+	}
+	if err := packages.Install(ctx, b.Runner, []packages.Need{{Package: "qemu-user-static", Command: emulator}}); err != nil {
 		return err
 	}
 	ran := 0
@@ -52,13 +52,9 @@ func Test(ctx context.Context, b *builder.Builder) error {
 			continue
 		}
 		step := b.UI.Step("%s", strings.Join(append([]string{output.Path}, args...), " "))
-		said, err := run(ctx, emulator, b.Dist(output.Path), args)
-		if err == nil && !strings.Contains(said, want) {
-			err = fmt.Errorf("it says %q, and not %q", said, want)
-		}
-		if err != nil {
+		if err := ask(ctx, emulator, b.Dist(output.Path), args, want); err != nil {
 			step.Fail()
-			return fmt.Errorf("%s %s: %w", b.Dist(output.Path), strings.Join(args, " "), err)
+			return err
 		}
 		step.Done("%s", want)
 		ran++
@@ -67,9 +63,10 @@ func Test(ctx context.Context, b *builder.Builder) error {
 		return errors.New("no program was run")
 	}
 	step := b.UI.Step("go test -exec=%s %s", emulator, strings.Join(tested, " "))
-	if _, err := b.Run(ctx, command.Command{Dir: b.Root, Env: b.Env(false), Args: append([]string{"go", "test", "-count=1", "-vet=off", "-exec=" + emulator}, tested...)}); err != nil {
+	args := append([]string{"go", "test", "-count=1", "-vet=off", "-exec=" + emulator}, tested...)
+	if _, err := b.Run(ctx, command.Command{Dir: b.Root, Env: b.Env(false), Args: args}); err != nil {
 		step.Fail()
-		return err
+		return fmt.Errorf("tests for %s under %s: %w", b.Target(), emulator, err)
 	}
 	step.Done("%d packages passed", len(tested))
 	fmt.Printf("%d programs for %s say their version, and %d packages pass their tests\n", ran, b.Target(), len(tested))
@@ -80,48 +77,50 @@ func read(b *builder.Builder) (record.Build, error) {
 	var build record.Build
 	data, err := os.ReadFile(b.Dist(builder.RecordName))
 	if err != nil {
-		return build, hint.Add(err, "go tool mage release -archs=%s builds for it", b.Target())
+		return build, hint.Add(err, "go tool mage build -arch=%s", b.Target())
 	}
-	return build, json.Unmarshal(data, &build)
+	if err := json.Unmarshal(data, &build); err != nil {
+		return build, fmt.Errorf("read %s: %w", b.Dist(builder.RecordName), err)
+	}
+	return build, nil
 }
 
-// question is how a program is asked for its version, and what it has to answer.
+// question is how a program is asked for its version, and what it has to answer; args is
+// nil for what is no program.
 func question(build record.Build, output record.Output) (args []string, want string) {
-	version := func(set string) string {
-		for _, s := range build.Sets {
-			if s.Name == set {
-				return s.Version
-			}
-		}
-		return ""
+	version := make(map[string]string) // by set
+	for _, s := range build.Sets {
+		version[s.Name] = s.Version
 	}
-	switch name := path.Base(output.Path); name {
-	case "kube", "pause.tar":
-		return nil, "" // by its links; no program
+	if path.Dir(output.Path) == "cni" {
+		return []string{}, "supportedVersions" // CNI_COMMAND=VERSION asks
+	}
+	switch path.Base(output.Path) {
 	case "kubectl":
-		return []string{"version", "--client"}, version("kubernetes")
+		return []string{"version", "--client"}, version["kubernetes"]
 	case "kubeadm":
-		return []string{"version", "-o=short"}, version("kubernetes")
-	case "kubelet", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy":
-		return []string{"--version"}, version("kubernetes")
+		return []string{"version", "-o=short"}, version["kubernetes"]
+	case "kube", "kube-control-plane", "pause.tar": // the first two are their links' program
+		return nil, ""
 	case "containerd", "ctr":
-		return []string{"--version"}, version("containerd")
+		return []string{"--version"}, version["containerd"]
 	case "containerd-shim-runc-v2":
-		return []string{"-v"}, version("containerd")
+		return []string{"-v"}, version["containerd"]
 	case "runc":
-		return []string{"--version"}, strings.TrimPrefix(version("runc"), "v")
+		return []string{"--version"}, strings.TrimPrefix(version["runc"], "v")
 	case "kine":
-		return []string{"--version"}, version("kine")
+		return []string{"--version"}, version["kine"]
 	case "coredns":
-		return []string{"-version"}, strings.TrimPrefix(version("coredns"), "v")
+		return []string{"-version"}, strings.TrimPrefix(version["coredns"], "v")
 	case builder.LauncherName:
 		return []string{"version"}, build.Version
-	default: // a CNI plugin, by the protocol of CNI
-		return []string{}, "supportedVersions"
+	default: // the links of kube, and what is new
+		return []string{"--version"}, version["kubernetes"]
 	}
 }
 
-func run(ctx context.Context, emulator, program string, args []string) (string, error) {
+// ask runs a program, and looks for its answer in what it prints.
+func ask(ctx context.Context, emulator, program string, args []string, want string) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	// A link is a program under another name.
@@ -130,8 +129,12 @@ func run(ctx context.Context, emulator, program string, args []string) (string, 
 	cmd.Stdin = strings.NewReader(`{"cniVersion": "1.0.0"}`)
 	var output bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &output, &output
-	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("%w: %s", err, strings.TrimSpace(output.String()))
+	err := cmd.Run()
+	if err == nil && (want == "" || !strings.Contains(output.String(), want)) {
+		err = fmt.Errorf("it does not say %q", want)
 	}
-	return output.String(), nil
+	if err != nil {
+		return fmt.Errorf("%s %s under %s: %w: %s", program, strings.Join(args, " "), emulator, err, strings.TrimSpace(output.String()))
+	}
+	return nil
 }

@@ -169,5 +169,5 @@ func (p programs) compileOwn(ctx context.Context) error {
 			return err
 		}
 	}
-	return image.Save(filepath.Join(p.dir, contract.WebImage), "k3s9p.local/web:1", filepath.Join(p.dir, contract.Web))
+	return image.Save(filepath.Join(p.dir, contract.WebImage), "k3s9p.local/web:1", filepath.Join(p.dir, contract.Web), p.Target())
 }
