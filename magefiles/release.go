@@ -49,10 +49,13 @@ func (Release) Emulated(ctx context.Context, arch string) error {
 	})
 }
 
-// Verify verifies dist/release/, or the release in the directory or at the address that follows, from its files alone.
-func (Release) Verify(ctx context.Context, place *string) error {
+// Verify verifies dist/release/, or the release in the directory or at the address that follows, from its files alone; -rebuild also builds it again, of its tag, and compares bit by bit.
+func (Release) Verify(ctx context.Context, place *string, rebuild *bool) error {
 	return with(func(b *builder.Builder) error {
 		v := release.Verifier{Root: b.Root, Progress: b.UI, Getenv: os.Getenv}
+		if given(rebuild, false) {
+			v.Again = release.Mage
+		}
 		verified, err := v.Verify(ctx, given(place, release.Dir))
 		if err != nil {
 			return err

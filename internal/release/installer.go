@@ -27,6 +27,13 @@ func install(s Source, home string, signers Signers) (string, error) {
 	return strings.NewReplacer("@VERSION@", s.Version, "@URL@", home, "@SIGNERS@", strings.TrimSpace(signers.String())).Replace(installer), nil
 }
 
+// homeOf is where releases are published, as a script says.
+func homeOf(script string) string {
+	_, rest, _ := strings.Cut(script, "\nhome='")
+	home, _, _ := strings.Cut(rest, "'\n")
+	return home
+}
+
 // checkInstaller looks whether the script is the one of this release.
 func checkInstaller(script, version string, signers Signers) error {
 	for _, line := range []string{"release='" + version + "'\n", "signers='" + strings.TrimSpace(signers.String()) + "'\n"} {

@@ -29,7 +29,10 @@ type Verifier struct {
 	Root     string // the repository
 	Progress *progress.Printer
 	Getenv   func(string) string
-	signers  Signers
+	// Again makes the release of a recipe in a clone of the repository, in Dir, so that it
+	// can be compared; nil if nothing is to be made again.
+	Again   func(ctx context.Context, clone string, r Recipe) error
+	signers Signers
 }
 
 // Verified is what a verified release says of itself.
@@ -38,6 +41,8 @@ type Verified struct {
 	Commit  string
 	Archs   []string
 	Signed  bool
+	Rebuilt bool // it was made again, with the same bytes
+	builds  map[string]record.Build
 }
 
 // String says what was verified, and what was not.
@@ -45,6 +50,9 @@ func (v Verified) String() string {
 	how := "signed"
 	if !v.Signed {
 		how = "NOT SIGNED"
+	}
+	if v.Rebuilt {
+		how += ", and made again with the same bytes"
 	}
 	return fmt.Sprintf("verified: %s of commit %.12s for %s, %s", v.Version, v.Commit, strings.Join(v.Archs, ", "), how)
 }
@@ -106,7 +114,7 @@ func (v *Verifier) verify(ctx context.Context, dir string) (Verified, error) {
 	if err != nil {
 		return Verified{}, hint.Add(err, "go tool mage release makes one")
 	}
-	result := Verified{Archs: architectures(names), Signed: slices.Contains(names, signatureName)}
+	result := Verified{Archs: architectures(names), Signed: slices.Contains(names, signatureName), builds: make(map[string]record.Build)}
 	var sums Sums
 	err = v.all(
 		check{"the files are those of a release", func() (string, error) { return fmt.Sprintf("%d files", len(names)), exact(names) }},
@@ -124,13 +132,17 @@ func (v *Verifier) verify(ctx context.Context, dir string) (Verified, error) {
 			return result, err
 		}
 	}
-	return result, v.all(check{installerName + " installs this release", func() (string, error) {
+	err = v.all(check{installerName + " installs this release", func() (string, error) {
 		script, err := os.ReadFile(filepath.Join(dir, installerName))
 		if err != nil {
 			return "", err
 		}
 		return "", checkInstaller(string(script), result.Version, v.signers)
 	}})
+	if err == nil && v.Again != nil {
+		err = v.rebuild(ctx, dir, &result)
+	}
+	return result, err
 }
 
 // checkSums compares each file with its sum.
@@ -196,6 +208,7 @@ func (v *Verifier) verifyArch(ctx context.Context, dir, arch string, sums Sums, 
 			if err := result.agrees(d); err != nil {
 				return "", err
 			}
+			result.builds[arch] = d.build
 			programs, err = d.programs(filepath.Join(dir, name), sums[name])
 			return fmt.Sprintf("%d programs, %s, %s", len(programs), d.build.Release, d.build.Version), err
 		}},
