@@ -15,8 +15,13 @@ var installer string
 // urlVariable is where releases are published: a release of v0.1.0 is in <URL>/v0.1.0.
 const urlVariable = "K3S9P_RELEASE_URL"
 
-// install is install.sh for one release: it installs that, from where releases are
-// published, if that is known, and accepts these signers.
+// InstallScript is install.sh for one release: it installs that from where releases are
+// published, an address that nobody has checked or "", and accepts these signers.
+func InstallScript(version, home string, signers Signers) string {
+	return strings.NewReplacer("@VERSION@", version, "@URL@", home, "@SIGNERS@", strings.TrimSpace(signers.String())).Replace(installer)
+}
+
+// install is install.sh for a release that is published at an address, if that is known.
 func install(s Source, home string, signers Signers) (string, error) {
 	if home != "" {
 		u, err := url.Parse(home)
@@ -24,7 +29,7 @@ func install(s Source, home string, signers Signers) (string, error) {
 			return "", hint.Add(fmt.Errorf("%s=%s is not the address of releases", urlVariable, home), "%s=https://…: v0.1.0/SHA256SUMS is below it", urlVariable)
 		}
 	}
-	return strings.NewReplacer("@VERSION@", s.Version, "@URL@", home, "@SIGNERS@", strings.TrimSpace(signers.String())).Replace(installer), nil
+	return InstallScript(s.Version, home, signers), nil
 }
 
 // homeOf is where releases are published, as a script says.

@@ -30,7 +30,17 @@ const Images = "/root/images"
 func Start(t *testing.T, options gvisor.Options) *Cluster {
 	t.Helper()
 	gvisor.Require(t)
-	files := map[string]string{Program: gvisor.Program(contract.Launcher), Images + "/web.tar": gvisor.Program(contract.WebImage)}
+	files := map[string]string{Program: gvisor.Program(contract.Launcher)}
+	maps.Copy(files, options.Files)
+	options.Files = files
+	return StartWithout(t, options)
+}
+
+// StartWithout does the same where the test itself puts Program into the sandbox.
+func StartWithout(t *testing.T, options gvisor.Options) *Cluster {
+	t.Helper()
+	gvisor.Require(t)
+	files := map[string]string{Images + "/web.tar": gvisor.Program(contract.WebImage)}
 	maps.Copy(files, options.Files)
 	options.Files = files
 	return &Cluster{gvisor.Start(t, options), t}
