@@ -16,9 +16,11 @@ import (
 // Verify groups the proofs that take as long as builds.
 type Verify mg.Namespace
 
-// Reproducible builds twice in different directories and compares SHA256SUMS; -cold with an empty Go build cache each.
-func (Verify) Reproducible(ctx context.Context, cold *bool) error {
-	return with(func(b *builder.Builder) error { return verify.Reproducible(ctx, b, distro(), given(cold, false)) })
+// Reproducible builds twice in different directories and compares SHA256SUMS; -cold with an empty Go build cache each, -arch=arm64 for another architecture.
+func (Verify) Reproducible(ctx context.Context, cold *bool, arch *string) error {
+	return with(func(b *builder.Builder) error {
+		return verify.Reproducible(ctx, b, distro(), given(arch, b.Target()), given(cold, false))
+	})
 }
 
 // Interrupted kills builds at 10 random moments (-times=N) and compares what the next build gives.

@@ -199,7 +199,25 @@ func libraryOf(ctx context.Context, archive, arch string) (component, error) {
 	}
 	version, of, _ := strings.Cut(shown, " ") // a library for cross compiling is of all architectures
 	name, _, _ = strings.Cut(name, ":")
-	return component{name: name, version: version, purl: fmt.Sprintf("pkg:deb/debian/%s@%s?arch=%s", name, version, of)}, nil
+	release, err := os.ReadFile("/etc/os-release")
+	if err != nil {
+		return component{}, err
+	}
+	return component{name: name, version: version, purl: fmt.Sprintf("%s%s/%s@%s?arch=%s", systemPURL, vendor(string(release)), name, version, of)}, nil
+}
+
+// systemPURL begins what names a package of the system
+// (https://github.com/package-url/purl-spec, types/deb-definition.json).
+const systemPURL = "pkg:deb/"
+
+// vendor is who has made the packages of a system, by its os-release(5).
+func vendor(release string) string {
+	for line := range strings.Lines(release) {
+		if id, ok := strings.CutPrefix(strings.TrimSpace(line), "ID="); ok {
+			return strings.Trim(id, `"'`)
+		}
+	}
+	return "debian"
 }
 
 func output(ctx context.Context, args ...string) (string, error) {

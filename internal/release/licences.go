@@ -96,7 +96,7 @@ func sourceDirs(ctx context.Context, root string) (sources, error) {
 // texts are the files about the licence of a component.
 func (s sources) texts(ctx context.Context, c component) ([]string, error) {
 	switch {
-	case strings.HasPrefix(c.purl, "pkg:deb/"):
+	case strings.HasPrefix(c.purl, systemPURL):
 		return readTexts(filepath.Join("/usr/share/doc", c.name, "copyright"))
 	case c.name == "stdlib":
 		return readTexts(filepath.Join(s.goroot, "LICENSE"), filepath.Join(s.goroot, "..", "..", "doc", filepath.Base(s.goroot), "copyright"))

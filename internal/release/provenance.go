@@ -175,7 +175,7 @@ func checkProvenance(data []byte, version, arch string, subjects Sums, build rec
 	definition := predicate.BuildDefinition
 	dirty := definition.InternalParameters.GetFields()["dirty"].GetBoolValue()
 	definition.ResolvedDependencies = slices.DeleteFunc(definition.ResolvedDependencies, func(d *intoto.ResourceDescriptor) bool {
-		return strings.HasPrefix(d.Uri, "pkg:deb/debian/")
+		return strings.HasPrefix(d.Uri, systemPURL)
 	})
 	want, err := statementOf(Source{Version: version, Commit: commit, Dirty: dirty}, arch, subjects, build, components)
 	if err != nil {

@@ -210,6 +210,6 @@ func checkPackage(p *spdx.Package, c component) []error {
 // which of them it was linked with.
 func isLibrary(p *spdx.Package) bool {
 	return slices.ContainsFunc(p.PackageExternalReferences, func(r *spdx.PackageExternalReference) bool {
-		return strings.HasPrefix(r.Locator, "pkg:deb/debian/")
+		return strings.HasPrefix(r.Locator, systemPURL)
 	})
 }

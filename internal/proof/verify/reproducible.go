@@ -19,10 +19,10 @@ import (
 	"k3s9p/internal/rmtree"
 )
 
-// Reproducible builds a distribution twice, in directories with other names and with
-// nothing in .work/ or dist/, and compares the SHA256SUMS. With cold, each build
-// also has an empty Go build cache, which takes as long as two first builds.
-func Reproducible(ctx context.Context, b *builder.Builder, distro string, cold bool) error {
+// Reproducible builds a distribution for an architecture twice, in directories with other
+// names and with nothing in .work/ or dist/, and compares the SHA256SUMS. With cold, each
+// build also has an empty Go build cache, which takes as long as two first builds.
+func Reproducible(ctx context.Context, b *builder.Builder, distro, arch string, cold bool) error {
 	var sums [2][]byte
 	for i, pattern := range []string{"k3s9p-a-", "k3s9p-the-second-and-longer-name-"} {
 		clone, remove, err := b.Clone(pattern)
@@ -32,6 +32,9 @@ func Reproducible(ctx context.Context, b *builder.Builder, distro string, cold b
 		defer remove()
 		if cold {
 			clone.WithEmptyCache()
+		}
+		if clone, err = clone.For(arch); err != nil {
+			return err
 		}
 		if err := clone.Build(ctx, distro); err != nil {
 			return err
