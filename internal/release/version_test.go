@@ -114,6 +114,37 @@ func TestKey(t *testing.T) {
 	}
 }
 
+// What ssh-keygen has signed, with a key that this program cannot read, is signed as well.
+func TestSignedByHand(t *testing.T) {
+	file := lockedKey(t, "")
+	public, err := os.ReadFile(file + ".pub")
+	if err != nil {
+		t.Fatal(err)
+	}
+	signers, err := ReadSigners([]byte(signerLine(strings.TrimSpace(string(public)))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sums := filepath.Join(t.TempDir(), sumsName)
+	content := []byte(strings.Repeat("0", 64) + "  " + imagesName + "\n")
+	if err := os.WriteFile(sums, content, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("ssh-keygen", "-Y", "sign", "-q", "-f", file, "-n", namespace, sums).CombinedOutput(); err != nil {
+		t.Fatalf("ssh-keygen: %v: %s", err, out)
+	}
+	signature, err := os.ReadFile(filepath.Join(filepath.Dir(sums), signatureName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := verifySignature(content, signature, signers); err != nil {
+		t.Error(err)
+	}
+	if err := verifySignature(append(content, '\n'), signature, signers); err == nil || !strings.Contains(err.Error(), "does not belong to") {
+		t.Errorf("of another content: %v", err)
+	}
+}
+
 func keyFile(t *testing.T) string {
 	file, _ := newKey(t)
 	return file
