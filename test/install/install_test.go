@@ -99,7 +99,6 @@ func TestInstall(t *testing.T) {
 		}
 		m.sign(first, m.key)
 	})
-	before := m.Snapshot()
 	t.Run("download, up, Ready, down", func(t *testing.T) {
 		began := time.Now()
 		m.installs(first)
@@ -127,7 +126,6 @@ func TestInstall(t *testing.T) {
 			}
 		}
 		m.Down()
-		m.Unchanged(before)
 		if said := m.says("version", "--check"); !strings.Contains(said, "on disk    "+first+", ") {
 			t.Errorf("version --check when it is down says\n%s", said)
 		}
@@ -148,10 +146,10 @@ func TestInstall(t *testing.T) {
 			t.Errorf("version --check after the upgrade says\n%s", said)
 		}
 		m.Down()
-		m.Unchanged(before)
 	})
 	t.Run("an older release refuses", func(t *testing.T) {
 		m.installs(first)
+		before := m.Snapshot()
 		output, err := m.K3s9p("up", "--detach")
 		if err == nil || !strings.Contains(output, "was brought up by a newer k3s9p ("+second+", ") || !strings.Contains(output, "hint: use that one") {
 			t.Errorf("up of an older release: %v\n%s", err, output)
