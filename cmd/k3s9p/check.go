@@ -101,6 +101,9 @@ func dry(cmd *cobra.Command, o node.Options) error {
 	fmt.Fprintf(w, "up would bring up node %s with %s, and its data in %s\n", plan.Cluster.NodeName, plan.Version, o.DataDir)
 	fmt.Fprintf(w, "pods in %s, Services in %s\n", plan.Cluster.PodCIDR(), plan.Cluster.ServiceCIDR)
 	fmt.Fprintf(w, "it would run %s\n", plan.Rung)
+	for _, f := range plan.Warnings() {
+		fmt.Fprintf(w, "warning: %s: %s\n  (%s)\n", f.Title, f.Action, f.Evidence)
+	}
 	printPlan(w, plan.Plan)
 	fmt.Fprintln(w, "nothing was changed; next: k3s9p up")
 	return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -32,7 +33,7 @@ func root() *cobra.Command {
 		SilenceErrors:    true,
 		TraverseChildren: true, // --data-dir also before kubectl and ctr, which parse their own flags
 	}
-	cmd.PersistentFlags().String(dataDirFlag, node.DefaultData, "where the node keeps everything that is its own")
+	cmd.PersistentFlags().String(dataDirFlag, defaultData(), "where the node keeps everything that is its own")
 	cmd.PersistentFlags().String(configFlag, "", "a YAML file with values for the flags; K3S9P_… in the environment go before it")
 	cmd.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return applyConfig(cmd) }
 	cmd.AddGroup(
@@ -55,6 +56,25 @@ func root() *cobra.Command {
 	cmd.SetHelpCommandGroupID(fileGroup)
 	cmd.SetCompletionCommandGroupID(fileGroup)
 	return cmd
+}
+
+// defaultData is where a node has its data: of a user that is not root below their home
+// (XDG Base Directory Specification), unless there is one of root's only.
+func defaultData() string {
+	if os.Geteuid() == 0 {
+		return node.DefaultData
+	}
+	share := os.Getenv("XDG_DATA_HOME")
+	if home, err := os.UserHomeDir(); !filepath.IsAbs(share) && err == nil {
+		share = filepath.Join(home, ".local", "share")
+	}
+	own := filepath.Join(share, "k3s9p")
+	for _, dir := range []string{own, node.DefaultData} {
+		if _, err := os.Stat(dir); err == nil {
+			return dir
+		}
+	}
+	return own
 }
 
 // outputFlag adds -o and returns what checks it.

@@ -24,6 +24,7 @@ Ready, and k3s9p down ends it.`,
   k3s9p up --detach              # in the background
   k3s9p up --images ./images     # import image archives, now and when they appear
   k3s9p up --disable metrics     # without metrics-server
+  k3s9p up --publish 80:30080    # port 80 of this machine leads to node port 30080
   k3s9p up --kubelet-arg max-pods=20`,
 		Args: cobra.NoArgs,
 	}
@@ -41,6 +42,8 @@ Ready, and k3s9p down ends it.`,
 	cmd.Flags().StringArrayVar(&o.SchedulerArgs, "kube-scheduler-arg", nil, "the same for kube-scheduler")
 	cmd.Flags().StringVar(&o.Rootless, "rootless", node.RootlessAuto, "always, or never, in namespaces of its own, which need no privileges (default: auto, where privileges are missing)")
 	cmd.Flags().Lookup("rootless").NoOptDefVal = node.RootlessAlways
+	cmd.Flags().StringVar(&o.Network, "network", "", "none: the cluster reaches nothing outside (default: what this machine reaches)")
+	cmd.Flags().StringArrayVar(&o.Publish, "publish", nil, "a further port of this machine for a node port, as [ADDRESS:]PORT:NODEPORT; may be repeated")
 	_ = cmd.MarkFlagDirname("images")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		o.DataDir = dataDir(cmd)

@@ -95,6 +95,9 @@ type Host struct {
 	// Sockets are the directories in which the node's programs make sockets and named
 	// pipes.
 	Sockets []string
+	// Places are the directories of the machine in which the node makes files and
+	// directories.
+	Places []string
 	// Settings are the choices for a machine without any blocker.
 	Settings config.Settings
 
@@ -118,10 +121,10 @@ type Finding struct {
 // All returns the blockers in the order in which they bite.
 func All() []Blocker {
 	return []Blocker{
-		sharedMemory, sockets, podNetwork,
+		foreignPlaces, sharedMemory, sockets, podNetwork,
 		cgroupMounts, cgroupV1, kmsg, mountPropagation, diskThresholds, cniPlugins, overlayfs,
 		cgroupFiles, rootFilesystem, tunables,
-		seccomp, tmpfsOptions, oomScore, unprivilegedPorts, linkKind, bridgePort, preferredSource, masquerade, services, memoryLimits,
+		seccomp, tmpfsOptions, oomScore, terminals, fewIDs, unprivilegedPorts, linkKind, bridgePort, preferredSource, masquerade, services, memoryLimits,
 	}
 }
 

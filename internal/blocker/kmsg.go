@@ -25,6 +25,10 @@ var kmsg = Blocker{
 	},
 	Decide: func(_ context.Context, d *decision) {
 		if _, err := os.Lstat(kernelLog); errors.Is(err, os.ErrNotExist) || d.h.journal().Has("kmsg") {
+			if d.plan.Covered(kernelLog) {
+				d.mount(kmsgLink{Linked: true})
+				return
+			}
 			change(d, kmsgLink{Linked: true})
 			return
 		}

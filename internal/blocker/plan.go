@@ -84,7 +84,7 @@ func (p *Plan) Apply(j journal.Journal, wanted func(id string) bool) error {
 			continue
 		}
 		do := c.change.Make
-		if lasting, ok := c.change.(journal.Change); ok {
+		if lasting, ok := c.change.(journal.Change); ok && !c.Passing {
 			do = func() error { return j.Make(c.ID, lasting) }
 		}
 		if err := do(); err != nil {
@@ -97,6 +97,11 @@ func (p *Plan) Apply(j journal.Journal, wanted func(id string) bool) error {
 // Stuck are the findings that no node runs with.
 func (p *Plan) Stuck() []Finding {
 	return slices.DeleteFunc(slices.Clone(p.Findings), func(f Finding) bool { return f.Answer != Found || f.Remedy != None })
+}
+
+// Warnings are the findings that a node runs with, but without something.
+func (p *Plan) Warnings() []Finding {
+	return slices.DeleteFunc(slices.Clone(p.Findings), func(f Finding) bool { return f.Answer != Found || f.Remedy != Warning })
 }
 
 // Make probes for all blockers and decides what is done about them, except about the

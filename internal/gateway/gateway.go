@@ -27,6 +27,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 	"gvisor.dev/gvisor/pkg/waiter"
 
+	"k3s9p/internal/probe"
 	"k3s9p/internal/svcproxy"
 )
 
@@ -77,35 +78,15 @@ func Open(o Options) error {
 	return nil
 }
 
-// ErrNoTun is wrapped by the error about a machine without tun devices.
-var ErrNoTun = errors.New("no tun devices")
-
 // device makes the device and returns its file and its MTU, in bytes.
 func device() (fd int, mtu uint32, err error) {
-	if fd, err = openTun(Device); err != nil {
+	if fd, err = probe.OpenTun(Device); err != nil {
 		return 0, 0, err
 	}
 	if mtu, err = configure(); err != nil {
 		return 0, 0, errors.Join(err, unix.Close(fd))
 	}
 	return fd, mtu, nil
-}
-
-func openTun(name string) (int, error) {
-	const clone = "/dev/net/tun" // kernel documentation, networking/tuntap
-	fd, err := unix.Open(clone, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return 0, fmt.Errorf("%w: open %s: %w", ErrNoTun, clone, err)
-	}
-	ifreq, err := unix.NewIfreq(name)
-	if err == nil {
-		ifreq.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
-		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, ifreq)
-	}
-	if err != nil {
-		return 0, errors.Join(fmt.Errorf("%w: make the device %s: %w", ErrNoTun, name, err), unix.Close(fd))
-	}
-	return fd, nil
 }
 
 // configure gives the device its address and the default route, and returns its MTU.

@@ -43,7 +43,7 @@ func inOwnNetwork(t *testing.T, f func() error) {
 		}()
 	}()
 	err := <-result
-	if errors.Is(err, ErrNoTun) {
+	if errors.Is(err, os.ErrNotExist) { // no /dev/net/tun
 		t.Skip(err)
 	}
 	if err != nil {

@@ -86,14 +86,14 @@ func (r Rung) planHere(ctx context.Context, o Options) (blocker.Plan, error) {
 	if err != nil {
 		return blocker.Plan{}, err
 	}
-	_, pods, err := chooseResolvers(p, o, c.DNS())
+	_, pods, err := chooseResolvers(p, o, c.DNS(), r.Rootless)
 	if err != nil {
 		return blocker.Plan{}, err
 	}
 	host := hostOf(p, c, p.programs())
 	host.Settings.UserNamespace = r.Rootless
 	host.Settings.Kubelet.Resolver = pods.file
-	return makePlan(ctx, p, c, host)
+	return makePlan(ctx, p, c, o, host)
 }
 
 // markFixed notes what the node that runs has fixed in its mount namespace, which
@@ -135,7 +135,10 @@ func DryRun(ctx context.Context, o Options) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	build, cluster, err := preflight(o, rung.ports())
+	build, cluster, err := preflight(o, rung.ports(o))
+	if err == nil {
+		err = rung.uplink(ctx, o)
+	}
 	if err != nil {
 		return Plan{}, err
 	}

@@ -134,6 +134,9 @@ func (c directoriesChange) Undo(bool) error {
 	return nil
 }
 
+// kernelLog is what package blocker makes where there is none.
+const kernelLog = "/dev/kmsg"
+
 // missing are the directories that have to be made, outer ones first.
 func (p Paths) missing() []string {
 	var missing []string
@@ -147,6 +150,23 @@ func (p Paths) missing() []string {
 	}
 	slices.Sort(missing)
 	return slices.Compact(missing)
+}
+
+// places are the directories of the machine in which a node makes something.
+func (p Paths) places() []string {
+	places := []string{filepath.Dir(xtablesLock)}
+	missing := p.missing()
+	if _, err := os.Lstat(kernelLog); errors.Is(err, os.ErrNotExist) {
+		missing = append(missing, kernelLog)
+	}
+	for _, path := range missing {
+		dir := filepath.Dir(path)
+		if !slices.Contains(missing, dir) {
+			places = append(places, dir)
+		}
+	}
+	slices.Sort(places)
+	return slices.Compact(places)
 }
 
 // binding mounts the node's own directories where programs have others built in.

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // bridge makes what the plan has of the pod network, before any pod: the apiserver
@@ -19,7 +20,6 @@ func (n *Node) bridge(context.Context) error {
 	if err := n.plan.Apply(j, func(id string) bool { return id == bridgeRecord }); err != nil {
 		return err
 	}
-	// Who is not root may not be allowed to; within the node pods reach each other.
 	if err := n.plan.Apply(j, func(id string) bool { return id == forwardRecord }); err != nil {
 		n.log.Warn("packets of pods are not forwarded", "error", err)
 	}
@@ -101,6 +101,20 @@ func (c forwardChange) Undo(sameBoot bool) error {
 		return nil
 	}
 	return os.WriteFile(c.Path, []byte(c.Before), 0o644)
+}
+
+// forwardCover puts a file in the place of that parameter where a node in namespaces of
+// its own may not write it: in gVisor it is that of the machine's own network
+// (pkg/sentry/fsimpl/proc/tasks_sys.go).
+type forwardCover struct{ file string }
+
+func (c forwardCover) String() string { return fmt.Sprintf("mount a file with 1 at %s", forwardFile) }
+
+func (c forwardCover) Make() error {
+	if err := writeFile(c.file, []byte("1\n"), 0o644); err != nil {
+		return err
+	}
+	return unix.Mount(c.file, forwardFile, "", unix.MS_BIND, "")
 }
 
 func removeBridge(name string) error {

@@ -204,14 +204,14 @@ func (n *Node) removeOtherBundles() error {
 // fix plans what is done on this machine, does it except for the network, and writes
 // the configuration.
 func (n *Node) fix(ctx context.Context) (string, error) {
-	server, pods, err := chooseResolvers(n.paths, n.options, n.cluster.DNS())
+	server, pods, err := chooseResolvers(n.paths, n.options, n.cluster.DNS(), n.outside != nil)
 	if err != nil {
 		return "", err
 	}
 	host := hostOf(n.paths, n.cluster, n.bundle)
 	host.Settings.UserNamespace = n.outside != nil
 	host.Settings.Kubelet.Resolver = pods.file
-	if n.plan, err = makePlan(ctx, n.paths, n.cluster, host); err != nil {
+	if n.plan, err = makePlan(ctx, n.paths, n.cluster, n.options, host); err != nil {
 		return "", err
 	}
 	if err := errors.Join(taken(n.paths), stuck(n.plan)); err != nil {
@@ -229,13 +229,12 @@ func (n *Node) fix(ctx context.Context) (string, error) {
 	}
 	found := 0
 	for _, f := range n.plan.Findings {
-		if f.Answer != blocker.Found {
-			continue
+		if f.Answer == blocker.Found {
+			found++
 		}
-		found++
-		if f.Remedy == blocker.Warning {
-			n.progress.Say("  warning: %s: %s", f.Title, f.Action)
-		}
+	}
+	for _, f := range n.plan.Warnings() {
+		n.progress.Say("  warning: %s: %s", f.Title, f.Action)
 	}
 	return fmt.Sprintf("%d of %d blockers found; images: %s", found, len(n.plan.Findings), n.plan.Value(blocker.Images)), nil
 }

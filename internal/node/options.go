@@ -27,6 +27,10 @@ type Options struct {
 	Wait time.Duration `json:"wait"`
 	// Rootless is one of RootlessAuto, RootlessAlways and RootlessNever.
 	Rootless string `json:"rootless,omitempty"`
+	// Network is NetworkNone, or empty.
+	Network string `json:"network,omitempty"`
+	// Publish are further ports of this machine, each [ADDRESS:]PORT:NODEPORT.
+	Publish []string `json:"publish,omitempty"`
 	// Detach leaves the node running when it is Ready.
 	Detach bool `json:"detach,omitempty"`
 	// Disable are the AddOns that are left out.
@@ -38,6 +42,9 @@ type Options struct {
 	SchedulerArgs         []string `json:"schedulerArgs,omitempty"`
 }
 
+// NetworkNone is the choice of --network for a cluster that reaches nothing outside.
+const NetworkNone = "none"
+
 // DefaultWait is how long a node may take to be Ready. In gVisor it takes ten
 // seconds, on an emulated processor minutes.
 const DefaultWait = 2 * time.Minute
@@ -48,6 +55,12 @@ func (o *Options) check() error {
 	}
 	if o.Rootless = cmp.Or(o.Rootless, RootlessAuto); !slices.Contains([]string{RootlessAuto, RootlessAlways, RootlessNever}, o.Rootless) {
 		return hint.Add(fmt.Errorf("--rootless=%s is not known", o.Rootless), "--rootless=%s, --rootless=%s or --rootless=%s", RootlessAuto, RootlessAlways, RootlessNever)
+	}
+	if o.Network != "" && o.Network != NetworkNone {
+		return hint.Add(fmt.Errorf("--network=%s is not known", o.Network), "--network=%s, or nothing", NetworkNone)
+	}
+	if _, err := o.publications(); err != nil {
+		return err
 	}
 	if o.Images != "" {
 		absolute, err := filepath.Abs(o.Images)

@@ -13,6 +13,7 @@ import (
 	"k3s9p/internal/config"
 	"k3s9p/internal/hint"
 	"k3s9p/internal/journal"
+	"k3s9p/internal/probe"
 )
 
 // The changes of the machine that every node makes, by the names of their records in
@@ -31,20 +32,40 @@ func isNetwork(id string) bool {
 
 // makePlan decides what is done on this machine, and changes nothing. What an earlier
 // node has left is planned as it is going to be once that is taken back.
-func makePlan(ctx context.Context, p Paths, c Cluster, h *blocker.Host) (blocker.Plan, error) {
+func makePlan(ctx context.Context, p Paths, c Cluster, o Options, h *blocker.Host) (blocker.Plan, error) {
 	plan, err := blocker.Make(ctx, h)
 	if err != nil {
 		return plan, err
 	}
+	if o.Network == NetworkNone {
+		plan.Settings.Network.Egress = config.Egress{Way: config.NoEgress}
+		plan.Choose(blocker.Egress, "none: pods reach nothing outside of the cluster", "--network=none asks for it")
+	}
 	j := p.journal()
 	const builtIn = "programs have these places built in"
-	if made := journal.Again(j, directoriesRecord, directoriesChange{p.missing()}); len(made.Made) > 0 {
+	var passing directoriesChange
+	made := journal.Again(j, directoriesRecord, directoriesChange{p.missing()})
+	made.Made = slices.DeleteFunc(made.Made, func(dir string) bool {
+		covered := plan.Covered(dir)
+		if covered {
+			passing.Made = append(passing.Made, dir)
+		}
+		return covered
+	})
+	if len(passing.Made) > 0 {
+		plan.Mount(directoriesRecord, passing, builtIn)
+	}
+	if len(made.Made) > 0 {
 		plan.Change(directoriesRecord, made, builtIn)
 	}
 	plan.Mount("own-directories", binding(p.bound()), builtIn)
 	plan.Change(cgroupsRecord, cgroupsChange{cgroup}, "the pods' cgroups are below it")
 	plan.Change(bridgeRecord, bridgeChange{Name: Bridge, cluster: c, mtu: plan.Settings.Network.MTU}, "pods are connected by it, and the apiserver listens there")
-	if before := journal.Again(j, forwardRecord, forwarding()); before.Before != "" && before.Before != "1" {
+	switch before := journal.Again(j, forwardRecord, forwarding()); {
+	case before.Before == "" || before.Before == "1":
+	case h.Settings.UserNamespace && probe.Sysctl("net.ipv4.ip_forward", "1") != nil:
+		plan.Mount(forwardRecord, forwardCover{p.etc("ip_forward")}, "the bridge plugin insists on writing there; pods leave by a proxy")
+	default:
 		plan.Change(forwardRecord, before, "packets pass between pods and the world")
 	}
 	if egress := plan.Settings.Network.Egress; egress.Way != config.NoEgress {
@@ -70,7 +91,7 @@ func settingsOf(p Paths, c Cluster, programs string) config.Settings {
 func hostOf(p Paths, c Cluster, programs string) *blocker.Host {
 	return &blocker.Host{
 		Data: p.Data, Programs: filepath.Join(programs, "bin"), Plugins: filepath.Join(programs, "cni"), Sockets: p.sockets(),
-		Settings: settingsOf(p, c, programs),
+		Places: p.places(), Settings: settingsOf(p, c, programs),
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -112,9 +113,19 @@ func socketsAt(table io.Reader, state string, port int) []string {
 	return inodes
 }
 
+// inUse is the error of who listens at a port, with who has it already if that is it,
+// except for some processes.
+func inUse(network string, port int, err error, except ...int) error {
+	if !errors.Is(err, unix.EADDRINUSE) {
+		return err
+	}
+	_, who := holder(network, port, except...)
+	return fmt.Errorf("it is in use by %s", who)
+}
+
 // holder names the process that waits at a port of tcp or udp, as far as /proc shows it
 // (proc_net_tcp(5)).
-func holder(network string, port int) (int, string) {
+func holder(network string, port int, except ...int) (int, string) {
 	sockets := make(map[string]bool)
 	for _, name := range []string{"/proc/net/" + network, "/proc/net/" + network + "6"} {
 		table, err := os.Open(name)
@@ -133,7 +144,7 @@ func holder(network string, port int) (int, string) {
 			continue
 		}
 		pid, err := strconv.Atoi(strings.Split(link, "/")[2])
-		if err != nil {
+		if err != nil || slices.Contains(except, pid) {
 			continue
 		}
 		name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -24,8 +25,9 @@ func (c resolvConf) write() error {
 
 // chooseResolvers chooses the resolv.conf of the DNS server and that of pods with
 // dnsPolicy Default: the machine's own where that will do, because the kubelet reads it
-// for each pod anew. Nothing is written yet.
-func chooseResolvers(p Paths, o Options, own netip.Addr) (server, pods resolvConf, err error) {
+// for each pod anew. In namespaces of a node's own only the DNS server reaches others by
+// UDP. Nothing is written yet.
+func chooseResolvers(p Paths, o Options, own netip.Addr, rootless bool) (server, pods resolvConf, err error) {
 	text, err := os.ReadFile(machineResolver)
 	if errors.Is(err, os.ErrNotExist) {
 		return server, pods, nil
@@ -33,14 +35,17 @@ func chooseResolvers(p Paths, o Options, own netip.Addr) (server, pods resolvCon
 	if err != nil {
 		return server, pods, fmt.Errorf("read the machine's name servers: %w", err)
 	}
+	if rootless && o.Network != NetworkNone && firstResolver(bytes.NewReader(text)).IsLoopback() {
+		text = []byte(gatewayResolver) // as it will be in there: see loopbackResolver
+	}
 	choose := func(name, changed string) resolvConf {
 		if changed == string(text) {
 			return resolvConf{file: machineResolver}
 		}
 		return resolvConf{p.etc(name), changed}
 	}
-	forServer, forPods := resolversOf(string(text), own)
-	if hasNameserver(forServer) {
+	forServer, forPods := resolversOf(string(text), own, rootless)
+	if hasNameserver(forServer) && o.Network != NetworkNone {
 		server = choose("resolv-server.conf", forServer)
 	}
 	pods = resolvConf{file: machineResolver}
@@ -53,8 +58,9 @@ func chooseResolvers(p Paths, o Options, own netip.Addr) (server, pods resolvCon
 // resolversOf returns a resolv.conf (resolv.conf(5)) for the DNS server, which must not
 // ask itself, and one for pods: a name server at an address of loopback, as those of
 // systemd-resolved and Docker are, is on the node, and in a pod it is the pod itself.
-// The DNS server, which is a program of the node, asks it for them.
-func resolversOf(text string, own netip.Addr) (server, pods string) {
+// The DNS server, which is a program of the node, asks it for them, and where no pod
+// reaches another server it asks all of them.
+func resolversOf(text string, own netip.Addr, onlyOwn bool) (server, pods string) {
 	var forServer, forPods strings.Builder
 	asksOwn := false
 	for line := range strings.Lines(text) {
@@ -68,7 +74,7 @@ func resolversOf(text string, own netip.Addr) (server, pods string) {
 			forServer.WriteString(line)
 		}
 		switch {
-		case address != own && !address.IsLoopback() && !address.IsUnspecified():
+		case address != own && !onlyOwn && !address.IsLoopback() && !address.IsUnspecified():
 			forPods.WriteString(line)
 		case !asksOwn:
 			asksOwn = true

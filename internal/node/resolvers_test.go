@@ -8,6 +8,7 @@ import (
 func TestResolvers(t *testing.T) {
 	for _, test := range []struct {
 		name, text, server, pods string
+		rootless                 bool
 		upstream                 bool // the DNS server has somebody to ask
 	}{
 		{name: "Debian", upstream: true,
@@ -30,10 +31,14 @@ func TestResolvers(t *testing.T) {
 			text:   "nameserver 10.43.0.10\n",
 			server: "",
 			pods:   "nameserver 10.43.0.10\n"},
+		{name: "no way out for pods", rootless: true, upstream: true,
+			text:   "nameserver 192.0.2.1\nnameserver 192.0.2.2\nsearch .\n",
+			server: "nameserver 192.0.2.1\nnameserver 192.0.2.2\nsearch .\n",
+			pods:   "nameserver 10.43.0.10\nsearch .\n"},
 		{name: "empty"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			server, pods := resolversOf(test.text, netip.MustParseAddr("10.43.0.10"))
+			server, pods := resolversOf(test.text, netip.MustParseAddr("10.43.0.10"), test.rootless)
 			if server != test.server || pods != test.pods || hasNameserver(server) != test.upstream {
 				t.Errorf("the server gets\n%s\nand pods\n%s", server, pods)
 			}

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/moby/sys/reexec"
@@ -59,11 +60,29 @@ func (r Rung) String() string {
 }
 
 // ports are those that have to be free on this machine.
-func (r Rung) ports() []listener {
+func (r Rung) ports(o Options) []listener {
+	ports := listening
 	if r.Rootless {
-		return published
+		ports = published
 	}
-	return listening
+	publications, _ := o.publications() // they were checked
+	for _, p := range publications {
+		ports = append(slices.Clip(ports), listener{"--publish " + p.text, p.at.String()})
+	}
+	return ports
+}
+
+// uplink is an error if a node in namespaces of its own could reach nothing outside,
+// and nobody has accepted that.
+func (r Rung) uplink(ctx context.Context, o Options) error {
+	if !r.Rootless || o.Network == NetworkNone {
+		return nil
+	}
+	if err := probe.Tun(ctx); err != nil {
+		return hint.Add(fmt.Errorf("the node would reach nothing outside: there would be no image pulls, and no egress of pods: %w", err),
+			"give the sandbox /dev/net/tun (docker run --device /dev/net/tun), or accept it with --network=%s", NetworkNone)
+	}
+	return nil
 }
 
 // FindRung tries what a node needs: with the privileges of this process, and otherwise
@@ -78,9 +97,6 @@ func FindRung(ctx context.Context, asked string) (Rung, error) {
 	if asked == RootlessNever {
 		return Rung{}, hint.Add(fmt.Errorf("this process has not the privileges that a node needs, and --rootless=never forbids namespaces of its own: %w", refused),
 			"--rootless=auto")
-	}
-	if !userns.MapsAll() {
-		return Rung{}, noRung(refused, errors.New("in a user namespace it would have one id only, and images have files of several: that takes root with CAP_SETUID and CAP_SETGID"))
 	}
 	if err := probe.Namespaces(ctx); err != nil {
 		return Rung{}, noRung(refused, err)
@@ -101,10 +117,10 @@ func privileges(ctx context.Context) error {
 
 // noRung is the error about a machine on which there is none.
 func noRung(privileged, rootless error) error {
-	err := fmt.Errorf("a node needs root, with privileges or with namespaces of its own: %w; %w", privileged, rootless)
+	err := fmt.Errorf("a node needs the privileges of root, or namespaces of its own in which it has them: %w; %w", privileged, rootless)
 	switch forbidden := userns.Forbidden(); {
 	case forbidden != "":
-		return hint.Add(err, "%s, which forbids user namespaces: change that on the host", forbidden)
+		return hint.Add(err, "%s", forbidden)
 	case os.Geteuid() != 0:
 		return hint.Add(err, "sudo k3s9p up")
 	}
@@ -136,7 +152,7 @@ func keep() {
 	order.Close()
 	reports.Close()
 	detach(os.DevNull)
-	go outside.Serve(inside)
+	go outside.Serve(inside, nameHolder(cmd.Process.Pid))
 	go func() {
 		for range signals {
 			_ = cmd.Process.Signal(unix.SIGTERM)
@@ -145,6 +161,19 @@ func keep() {
 	if cmd.Wait() != nil {
 		_ = endProcesses(p)
 		os.Exit(1)
+	}
+}
+
+// nameHolder names the process that has a port of this machine already. That is not the
+// supervisor, which listens at the same port in its own network: an older gVisor shows
+// the sockets of all networks in /proc/net.
+func nameHolder(supervisor int) outside.Explain {
+	return func(network, address string, err error) error {
+		at, parseErr := netip.ParseAddrPort(address)
+		if parseErr != nil {
+			return err
+		}
+		return inUse(strings.TrimRight(network, "46"), int(at.Port()), err, supervisor)
 	}
 }
 
@@ -242,17 +271,14 @@ func (n *Node) openGateway() error {
 	if err := n.paths.journal().Record("namespaces", namespacesChange{os.Getpid()}); err != nil {
 		return err
 	}
+	if n.options.Network == NetworkNone {
+		return nil
+	}
 	resolver, err := n.loopbackResolver()
 	if err != nil {
 		return err
 	}
-	err = gateway.Open(gateway.Options{Dial: n.outside.Dial, Resolver: resolver, Log: n.log.With("part", "gateway")})
-	if errors.Is(err, gateway.ErrNoTun) {
-		n.progress.Say("  warning: nothing outside is reached but by TCP from pods: %v", err)
-		n.log.Warn("there is no uplink", "error", err)
-		return nil
-	}
-	return err
+	return gateway.Open(gateway.Options{Dial: n.outside.Dial, Resolver: resolver, Log: n.log.With("part", "gateway")})
 }
 
 // dialer is how pods reach what is outside, or nil for the node's own network.
@@ -262,6 +288,9 @@ func (n *Node) dialer() svcproxy.Dialer {
 	}
 	return n.outside.Dial
 }
+
+// gatewayResolver is the resolv.conf by which names are asked for at the gateway.
+var gatewayResolver = "nameserver " + gateway.Address.String() + "\n"
 
 // loopbackResolver returns the machine's resolver if that has a loopback address, which
 // is another one in here: then names are asked for at the gateway.
@@ -276,7 +305,7 @@ func (n *Node) loopbackResolver() (netip.AddrPort, error) {
 		return netip.AddrPort{}, nil
 	}
 	own := n.paths.etc("resolv.conf")
-	if err := writeFile(own, []byte("nameserver "+gateway.Address.String()+"\n"), 0o644); err != nil {
+	if err := writeFile(own, []byte(gatewayResolver), 0o644); err != nil {
 		return netip.AddrPort{}, err
 	}
 	if err := unix.Mount(own, machineResolver, "", unix.MS_BIND, ""); err != nil {

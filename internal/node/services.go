@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
@@ -127,11 +126,7 @@ func (n *Node) syncServices(ctx context.Context) error {
 func (n *Node) reportPorts(ctx context.Context, failures []svcproxy.Failure) {
 	now := make(map[string]string)
 	for _, f := range failures {
-		reason := f.Err.Error()
-		if errors.Is(f.Err, unix.EADDRINUSE) {
-			_, who := holder(strings.ToLower(string(f.Port.Protocol)), int(f.At.Port()))
-			reason = "it is in use by " + who
-		}
+		reason := inUse(strings.ToLower(string(f.Port.Protocol)), int(f.At.Port()), f.Err).Error()
 		key := f.Port.Name + " " + f.At.String()
 		if now[key] = reason; n.services.reported[key] == reason {
 			continue

@@ -77,7 +77,7 @@ func Up(o Options, ready func()) error {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer signal.Stop(signals)
-	order, err := orderFor(o, rung)
+	order, err := orderFor(context.Background(), o, rung)
 	if err != nil {
 		return err
 	}
@@ -113,10 +113,13 @@ func Up(o Options, ready func()) error {
 
 // orderFor checks what can be known outside, and settles what cannot be known inside of
 // namespaces: where this machine has routes to.
-func orderFor(o Options, rung Rung) (order, error) {
-	_, cluster, err := preflight(o, rung.ports())
+func orderFor(ctx context.Context, o Options, rung Rung) (order, error) {
+	_, cluster, err := preflight(o, rung.ports(o))
 	if err != nil || !rung.Rootless {
 		return order{Options: o}, err
+	}
+	if err := rung.uplink(ctx, o); err != nil {
+		return order{}, err
 	}
 	if err := privilegedLeftovers(Paths{o.DataDir}); err != nil {
 		return order{}, err
@@ -257,6 +260,7 @@ func run(ctx context.Context, o order, tell func(report)) error {
 	}
 	go n.watchImages(ctx)
 	go n.followManifests(ctx)
+	go n.followIDs(ctx)
 	for addOn, follow := range map[string]func(context.Context){
 		servicesAddOn: n.followServices, storageAddOn: n.followClaims, metricsAddOn: n.followMetrics,
 	} {
@@ -368,8 +372,8 @@ func Down(o Options, purge bool, printer *progress.Printer) (bool, error) {
 	if _, err := os.Stat(p.Data); errors.Is(err, os.ErrNotExist) {
 		return false, nil
 	}
-	if os.Geteuid() != 0 {
-		return false, hint.Add(errors.New("the node's processes belong to root"), "sudo k3s9p down")
+	if err := p.owned(); err != nil {
+		return false, err
 	}
 	if err := p.ours(); err != nil {
 		return false, err
@@ -398,6 +402,19 @@ func Down(o Options, purge bool, printer *progress.Printer) (bool, error) {
 		work = true
 	}
 	return work, nil
+}
+
+// owned returns an error if the node is that of another user, whose processes this one
+// cannot end.
+func (p Paths) owned() error {
+	var st unix.Stat_t
+	if err := unix.Stat(p.Data, &st); err != nil {
+		return fmt.Errorf("look whose %s is: %w", p.Data, err)
+	}
+	if euid := os.Geteuid(); euid != 0 && int(st.Uid) != euid {
+		return hint.Add(fmt.Errorf("the node in %s belongs to user %d", p.Data, st.Uid), "sudo k3s9p down, or name another one with --data-dir")
+	}
+	return nil
 }
 
 // pending reports whether a node has left something on this machine that is to be

@@ -68,8 +68,12 @@ func conn(file *os.File) (*net.UnixConn, error) {
 	return unixConn, nil
 }
 
-// Serve opens sockets for the process inside, until that has ended.
-func Serve(inside *net.UnixConn) {
+// Explain says more about why a socket could not be opened.
+type Explain func(network, address string, err error) error
+
+// Serve opens sockets for the process inside, until that has ended. An error goes there
+// as text, as explain has it.
+func Serve(inside *net.UnixConn, explain Explain) {
 	defer inside.Close()
 	for {
 		data, file, err := receive(inside)
@@ -82,13 +86,13 @@ func Serve(inside *net.UnixConn) {
 				return
 			}
 			defer reply.Close()
-			serve(reply, data)
+			serve(reply, data, explain)
 		}()
 	}
 }
 
-func serve(reply *net.UnixConn, data []byte) {
-	socket, err := open(data)
+func serve(reply *net.UnixConn, data []byte, explain Explain) {
+	socket, err := open(data, explain)
 	if err != nil {
 		_ = send(reply, answer{Error: err.Error()}, nil) // who has asked may be gone
 		return
@@ -103,7 +107,7 @@ type socket interface {
 	Close() error
 }
 
-func open(data []byte) (socket, error) {
+func open(data []byte, explain Explain) (socket, error) {
 	var r request
 	if err := json.Unmarshal(data, &r); err != nil {
 		return nil, fmt.Errorf("understand a request: %w", err)
@@ -121,7 +125,7 @@ func open(data []byte) (socket, error) {
 		err = fmt.Errorf("nobody knows how to %q", r.Do)
 	}
 	if err != nil {
-		return nil, err
+		return nil, explain(r.Network, r.Address, err)
 	}
 	s, ok := opened.(socket)
 	if !ok {

@@ -17,7 +17,7 @@ func use(t *testing.T) (*Network, net.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	go Serve(here)
+	go Serve(here, func(_, _ string, err error) error { return err })
 	n, err := Use(there)
 	if err != nil {
 		t.Fatal(err)
@@ -102,7 +102,7 @@ func TestEnds(t *testing.T) {
 	}
 	served := make(chan struct{})
 	go func() {
-		Serve(serving)
+		Serve(serving, func(_, _ string, err error) error { return err })
 		close(served)
 	}()
 	there.Close()

@@ -74,6 +74,7 @@ var children = map[string]func(args []string) error{
 	"memory":           func(args []string) error { return use(args[0]) },
 	"privileges":       func([]string) error { return powers() },
 	"namespaces":       func([]string) error { return namespaces() },
+	"tun":              func([]string) error { return tun() },
 	"oom-score":        func([]string) error { return oomScore() },
 	"tmpfs-options":    func(args []string) error { return tmpfsOptions(args[0]) },
 }

@@ -1,6 +1,8 @@
 package userns
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -35,5 +37,33 @@ func TestIdentity(t *testing.T) {
 	}
 	if got, err := identity(strings.NewReader("no table\n")); err == nil {
 		t.Errorf("no table gives %v", got)
+	}
+}
+
+func TestForbidden(t *testing.T) {
+	for name, c := range map[string]struct {
+		parameter, value string
+		privileged       bool
+		says             string
+	}{
+		"none at all":             {"user/max_user_namespaces", "0", true, "sysctl -w user.max_user_namespaces=15000"},
+		"some":                    {"user/max_user_namespaces", "96337", false, ""},
+		"Debian":                  {"kernel/unprivileged_userns_clone", "0", false, "sysctl -w kernel.unprivileged_userns_clone=1"},
+		"Debian, root":            {"kernel/unprivileged_userns_clone", "0", true, ""},
+		"Ubuntu":                  {"kernel/apparmor_restrict_unprivileged_userns", "1", false, "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"},
+		"Ubuntu, not restricting": {"kernel/apparmor_restrict_unprivileged_userns", "0", false, ""},
+	} {
+		dir := t.TempDir()
+		file := filepath.Join(dir, c.parameter)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(c.value+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		got := forbidden(dir, c.privileged)
+		if (got == "") != (c.says == "") || !strings.Contains(got, c.says) || c.says != "" && !strings.HasPrefix(got, file+" is "+c.value) {
+			t.Errorf("%s: %q", name, got)
+		}
 	}
 }

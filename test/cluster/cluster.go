@@ -16,7 +16,8 @@ import (
 // project; and an image for the pods.
 type Cluster struct {
 	*gvisor.Sandbox
-	t *testing.T
+	t    *testing.T
+	data string // the directory of the node's data
 }
 
 // Program is where the user has put it.
@@ -43,7 +44,11 @@ func StartWithout(t *testing.T, options gvisor.Options) *Cluster {
 	files := map[string]string{Images + "/web.tar": gvisor.Program(contract.WebImage)}
 	maps.Copy(files, options.Files)
 	options.Files = files
-	return &Cluster{gvisor.Start(t, options), t}
+	data := Data
+	if options.User != 0 {
+		data = gvisor.Home + "/.local/share/k3s9p"
+	}
+	return &Cluster{gvisor.Start(t, options), t, data}
 }
 
 // Up types k3s9p up --detach, and returns how long it took.
@@ -73,7 +78,7 @@ func (c *Cluster) Try(within time.Duration, args ...string) (string, error) {
 
 // logs are the ends of the logs of the node.
 func (c *Cluster) logs() string {
-	output, _ := c.Try(30*time.Second, "sh", "-c", "for l in /var/lib/k3s9p/log/*.log; do echo \"== $l\"; tail -n 12 $l; done")
+	output, _ := c.Try(30*time.Second, "sh", "-c", "for l in "+c.data+"/log/*.log; do echo \"== $l\"; tail -n 12 $l; done")
 	return output
 }
 

@@ -10,11 +10,11 @@ import (
 	"k3s9p/internal/node"
 )
 
-// Data is the directory of the node's data.
+// Data is the directory of the data of root's node.
 const Data = node.DefaultData
 
 // Snapshot is what a node could leave in the sandbox, except for its data.
-func (c *Cluster) Snapshot() string { return c.Must("inside", "snapshot", Data) }
+func (c *Cluster) Snapshot() string { return c.Must("inside", "snapshot", c.data) }
 
 // Unchanged compares the sandbox with an earlier snapshot. What the kernel takes away a
 // moment later, such as the devices of a network namespace, has that moment.

@@ -10,14 +10,18 @@ import (
 // writes it (moby daemon/pkg/oci/defaults.go and caps/defaults.go): 14 capabilities,
 // of which none is SYS_ADMIN or NET_ADMIN; /sys read-only; paths in /proc masked and
 // read-only. No program gains privileges, as with --security-opt=no-new-privileges
-// and in a pod with allowPrivilegeEscalation: false. There are no cgroups.
-func asDocker(spec *specs.Spec) {
+// and in a pod with allowPrivilegeEscalation: false. There are no cgroups. A user that is
+// not root (docker run --user) has none of the capabilities.
+func asDocker(spec *specs.Spec, user uint32) {
 	var names []string
 	for _, name := range []string{"CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
 		"NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE"} {
 		names = append(names, "CAP_"+name)
 	}
 	spec.Process.Capabilities = &specs.LinuxCapabilities{Bounding: names, Effective: names, Permitted: names}
+	if user != 0 {
+		spec.Process.Capabilities = &specs.LinuxCapabilities{Bounding: names}
+	}
 	spec.Process.NoNewPrivileges = true
 	hidden := []string{"nosuid", "noexec", "nodev"}
 	spec.Mounts = []specs.Mount{

@@ -39,8 +39,32 @@ func (s *Sandbox) makeRoot(options Options) error {
 	if err := os.MkdirAll(filepath.Join(s.rootfs, "var/log/pods"), 0o755); err != nil {
 		return err
 	}
+	if options.User != 0 {
+		if err := s.makeHome(int(options.User)); err != nil {
+			return err
+		}
+	}
 	if options.DiskGiB > 0 {
 		return s.fillDisk(int64(options.AvailableMiB) << 20)
+	}
+	return nil
+}
+
+// Home is the directory of the user of a sandbox who is not root.
+const Home = "/home/user"
+
+// makeHome makes it, and shows that user what is in root's.
+func (s *Sandbox) makeHome(user int) error {
+	if err := os.Chmod(filepath.Join(s.rootfs, "root"), 0o755); err != nil {
+		return err
+	}
+	for _, dir := range []string{Home, Home + "/.local", Home + "/.local/share"} {
+		if err := os.MkdirAll(filepath.Join(s.rootfs, dir), 0o755); err != nil {
+			return err
+		}
+		if err := os.Chown(filepath.Join(s.rootfs, dir), user, user); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -72,7 +72,7 @@ type Options struct {
 	// Docker makes the sandbox what docker run --runtime=runsc makes without further
 	// options: see [asDocker].
 	Docker bool
-	// User is who runs in the sandbox; 0 is root.
+	// User is who runs in the sandbox, with [Home]; 0 is root.
 	User uint32
 	// SilentAt, if not "", is where the sandbox has a filesystem that answers no statfs
 	// once Silence was called.
@@ -89,6 +89,7 @@ type Sandbox struct {
 	root     Root
 	runsc    string
 	docker   bool
+	user     uint32
 	silent   *silent
 	programs int // started in the background
 }
@@ -116,7 +117,7 @@ func newSandbox(t *testing.T, options Options) *Sandbox {
 	run.Lock()
 	defer run.Unlock()
 	run.started++
-	s := &Sandbox{t: t, root: options.Root, docker: options.Docker, runsc: runsc()}
+	s := &Sandbox{t: t, root: options.Root, docker: options.Docker, user: options.User, runsc: runsc()}
 	if s.root == "" {
 		s.root = NinePRoot
 	}
@@ -164,7 +165,7 @@ func (s *Sandbox) writeConfig(options Options) {
 		spec.Mounts = slices.DeleteFunc(spec.Mounts, func(m specs.Mount) bool { return m.Type == "cgroup" })
 	}
 	if options.Docker {
-		asDocker(&spec)
+		asDocker(&spec, options.User)
 	}
 	if s.silent != nil {
 		spec.Mounts = append(spec.Mounts, s.silent.mount(options.SilentAt))
@@ -261,13 +262,22 @@ var runscFlags = sync.OnceValue(func() string {
 // has a shorter limit of its own.
 const execLimit = 5 * time.Minute
 
+// exec is runsc exec of a program in the sandbox, by its user, with further flags.
+func (s *Sandbox) exec(ctx context.Context, flags []string, args ...string) *exec.Cmd {
+	all := append([]string{"exec", "--env=PATH=" + searchPath}, flags...)
+	if s.user != 0 {
+		all = append(all, fmt.Sprintf("--user=%d:%d", s.user, s.user), "--env=HOME="+Home)
+	}
+	return s.command(ctx, append(append(all, s.id), args...)...)
+}
+
 // Exec runs a program in the sandbox and returns what it printed, on both
 // outputs. The error is that of the program, or of the context.
 func (s *Sandbox) Exec(ctx context.Context, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, execLimit)
 	defer cancel()
 	var output bytes.Buffer
-	cmd := s.command(ctx, append([]string{"exec", "--env=PATH=" + searchPath, s.id}, args...)...)
+	cmd := s.exec(ctx, nil, args...)
 	cmd.Stdout, cmd.Stderr = &output, &output
 	err := leftover.Run(s.dir, cmd)
 	if ctx.Err() != nil {
@@ -300,7 +310,7 @@ func (s *Sandbox) Write(path, content string) {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	cmd := s.command(ctx, "exec", "--env=PATH="+searchPath, s.id, "sh", "-c", `t=$(dirname "$0")/.tmp; cat > "$t" && mv "$t" "$0"`, path)
+	cmd := s.exec(ctx, nil, "sh", "-c", `t=$(dirname "$0")/.tmp; cat > "$t" && mv "$t" "$0"`, path)
 	var output bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(content), &output, &output
 	if err := leftover.Run(s.dir, cmd); err != nil {
@@ -317,7 +327,7 @@ func (s *Sandbox) Background(args ...string) *Process {
 	s.must(err)
 	defer log.Close()
 	pidFile := strings.TrimSuffix(name, ".log") + ".pid"
-	cmd := s.command(context.Background(), append([]string{"exec", "--env=PATH=" + searchPath, "--internal-pid-file=" + pidFile, s.id}, args...)...)
+	cmd := s.exec(context.Background(), []string{"--internal-pid-file=" + pidFile}, args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	s.must(leftover.Start(s.dir, cmd))
 	p := &Process{sandbox: s, name: filepath.Base(args[0]), log: name, pidFile: pidFile, done: make(chan struct{})}

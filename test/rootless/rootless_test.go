@@ -54,7 +54,25 @@ func TestRootless(t *testing.T) {
 		}
 		c.Unchanged(before)
 	})
-	c.Up()
+	t.Run("what cannot be is said before anything is changed", func(t *testing.T) {
+		holder := c.Background("inside", "listen", "0.0.0.0:8081")
+		c.Await("somebody at port 8081", 10*time.Second, func() bool { return strings.Contains(holder.Output(), "listening") })
+		output, err := c.K3s9p("up", "--detach", "--publish=8081:30080")
+		if err == nil || !strings.Contains(output, "port 8081, which --publish 8081:30080 needs, is in use by inside (process") {
+			t.Errorf("k3s9p up with a published port in use: %v\n%s", err, output)
+		}
+		holder.Stop()
+		c.Must("mv", "/dev/net", "/dev/no-net")
+		if output, err := c.K3s9p("up", "--detach"); err == nil || !strings.Contains(output, "/dev/net/tun: no such file") || !strings.Contains(output, "--network=none") {
+			t.Errorf("k3s9p up without /dev/net/tun: %v\n%s", err, output)
+		}
+		c.Must("mv", "/dev/no-net", "/dev/net")
+		if output, err := c.Try(time.Minute, "ls", cluster.Data); err == nil {
+			t.Errorf("%s has %s", cluster.Data, output)
+		}
+		c.Unchanged(before)
+	})
+	c.Up("--publish=8090:30080", "--publish=127.0.0.1:8091:8088")
 	pods := deploy(c)
 	names := fmt.Sprint(pods[0].Name, " ", pods[1].Name)
 	t.Run("pods reach each other, by address and by the name of a Service", func(t *testing.T) {
@@ -74,7 +92,7 @@ func TestRootless(t *testing.T) {
 		})
 	})
 	t.Run("a node port and a hostPort are on the sandbox's network", func(t *testing.T) {
-		for port, want := range map[string]string{"30080": names, "8088": "at-host-port"} {
+		for port, want := range map[string]string{"30080": names, "8088": "at-host-port", "8090": names} {
 			c.Await("port "+port, 30*time.Second, func() bool {
 				answer := fromOutside(c, gvisor.Address+":"+port)
 				return answer != "" && strings.Contains(want, answer)
@@ -83,6 +101,20 @@ func TestRootless(t *testing.T) {
 		if answer, err := c.Try(time.Minute, "inside", "http", "GET", "http://127.0.0.1:30080/"); err != nil || !strings.Contains(names, answer) {
 			t.Errorf("the node port answers in the sandbox with %q, %v", answer, err)
 		}
+		if answer, err := c.Try(time.Minute, "inside", "http", "GET", "http://127.0.0.1:8091/"); err != nil || answer != "at-host-port" {
+			t.Errorf("what is published on loopback answers in the sandbox with %q, %v", answer, err)
+		}
+		if answer := fromOutside(c, gvisor.Address+":8091"); answer != "" {
+			t.Errorf("what is published on loopback answers %q outside", answer)
+		}
+	})
+	t.Run("a node port that somebody outside has is named with who", func(t *testing.T) {
+		holder := c.Background("inside", "listen", "0.0.0.0:30081")
+		defer holder.Stop()
+		c.Await("somebody at port 30081", 10*time.Second, func() bool { return strings.Contains(holder.Output(), "listening") })
+		c.Kubectl("expose", "deployment/web", "--name=taken", "--port=8080", `--overrides={"spec":{"type":"NodePort","ports":[{"port":8080,"nodePort":30081}]}}`)
+		awaitEvent(c, t, "taken", "PortNotServed", "port 30081", "in use by inside (process")
+		c.Kubectl("delete", "service", "taken")
 	})
 	t.Run("egress", func(t *testing.T) { egress(t, c, pods[0]) })
 	t.Run("logs, exec and ctr", func(t *testing.T) {

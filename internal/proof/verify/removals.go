@@ -29,6 +29,7 @@ var removals = []removal{
 	{patch{"plugins", "0003"}, alone("experiment", today, "TestPatchedPrograms/preferred-source"), "pod after does not run"},
 	{patch{"plugins", "0004"}, whole("pods", september2025, "TestPods"), symptom("link-kind")},
 	{patch{"runc", "0001"}, whole("pods", september2025, "TestPods"), symptom("tmpfs-options")},
+	{patch{"runc", "0002"}, whole("rootless", today, "TestUser"), "timed out waiting…"},
 
 	{fix("cgroup-v1"), whole("pods", today, "TestPods"), symptom("cgroup-v1")},
 	{fix("kmsg"), whole("pods", today, "TestPods"), symptom("kmsg")},

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -32,6 +33,7 @@ const usage = `usage:
   inside init                      process 1
   inside http METHOD URL           what a URL answers
   inside stream URL                what a container reads and prints: its exec or attach at a kubelet
+  inside listen ADDRESS            holds a TCP port until it is ended
   inside statfs PATH               type, bytes (all, free, available), inodes (all, free)
   inside plan SETTINGS             what would be done
   inside fix SETTINGS ID,…         do it, except about those blockers, and write the configuration
@@ -60,6 +62,8 @@ func main() {
 		reap()
 	case os.Args[1] == "http" && len(args) == 2:
 		ask(args[0], args[1])
+	case os.Args[1] == "listen" && len(args) == 1:
+		listen(args[0])
 	case os.Args[1] == "stream" && len(args) == 1:
 		check(stream(args[0]))
 	case os.Args[1] == "statfs" && len(args) == 1:
@@ -162,6 +166,17 @@ func statfs(path string) {
 func check(err error) {
 	if err != nil {
 		fail(err.Error())
+	}
+}
+
+func listen(address string) {
+	listener, err := net.Listen("tcp", address)
+	check(err)
+	fmt.Println("listening at", listener.Addr())
+	for {
+		conn, err := listener.Accept()
+		check(err)
+		check(conn.Close())
 	}
 }
 
