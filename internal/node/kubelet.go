@@ -29,6 +29,9 @@ func KubeletArgs(s config.Settings, files config.Files, nodeName string) []strin
 		"--config=" + files.Kubelet,
 		"--root-dir=" + s.Kubelet.RootDir,
 		"--hostname-override=" + nodeName,
+		// Where cAdvisor learns which pod a cgroup is of; no field of the configuration says
+		// it (cmd/kubelet/app/options/globalflags_linux.go).
+		"--containerd=" + s.Containerd.Socket(),
 	}
 }
 

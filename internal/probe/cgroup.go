@@ -47,8 +47,10 @@ func cgroupMounts(table io.Reader, dir string) ([]string, error) {
 }
 
 // MountCgroups mounts cgroup v2 where the kernel has the controllers there, and
-// otherwise a directory per controller of cgroup v1: gVisor has six (findings of
-// September 2025 to 2026), and refuses two in one mount.
+// otherwise a directory per controller of cgroup v1: gVisor has seven (findings of
+// September 2025 to 2026), and refuses two in one mount. One of them is its own, job:
+// without it containerd finds no cgroup of a process, because it looks for the mount of
+// each that /proc/PID/cgroup has (containerd/cgroups cgroup1/paths.go).
 func MountCgroups(root string) error {
 	if err := unix.Mount("cgroup2", root, "cgroup2", 0, ""); err == nil {
 		controllers, err := os.ReadFile(filepath.Join(root, "cgroup.controllers"))
@@ -64,7 +66,7 @@ func MountCgroups(root string) error {
 	}
 	var failures error
 	mounted := 0
-	for _, controller := range []string{"cpu", "cpuacct", "cpuset", "memory", "devices", "pids", "freezer", "blkio"} {
+	for _, controller := range []string{"cpu", "cpuacct", "cpuset", "memory", "devices", "pids", "freezer", "blkio", "job"} {
 		dir := filepath.Join(root, controller)
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return err

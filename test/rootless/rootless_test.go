@@ -2,6 +2,7 @@ package rootless
 
 import (
 	"bufio"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
 	"k3s9p/test/cluster"
 	"k3s9p/test/gvisor"
@@ -128,6 +130,7 @@ func TestRootless(t *testing.T) {
 			t.Errorf("ctr prints %s, %v", out, err)
 		}
 	})
+	t.Run("the memory and the processor time of a container follow a load", func(t *testing.T) { statistics(t, c, pods[0]) })
 	if !gvisor.Old() {
 		killed(t, c)
 	}
@@ -224,4 +227,61 @@ func fromOutside(c *cluster.Cluster, address string) string {
 		return err
 	})
 	return string(answer)
+}
+
+// statistics compares what the kubelet says of a container before a load and after with
+// what its process says.
+func statistics(t *testing.T, c *cluster.Cluster, pod corev1.Pod) {
+	const memory = 100 << 20
+	used, before := processorTime(t, c, pod), sampleSince(c, pod, time.Now())
+	for _, path := range []string{"/hold?mib=100", "/burn?s=3"} {
+		if _, err := inPod(c, pod, path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	used = processorTime(t, c, pod) - used
+	// The clocks of the sandbox and of this machine are the same.
+	after := sampleSince(c, pod, time.Now())
+	if more := int64(*after.Memory.WorkingSetBytes) - int64(*before.Memory.WorkingSetBytes); more < memory*9/10 || more > memory*13/10 {
+		t.Errorf("%d MiB are reported as %d MiB more", memory>>20, more>>20)
+	}
+	more := time.Duration(*after.CPU.UsageCoreNanoSeconds - *before.CPU.UsageCoreNanoSeconds).Seconds()
+	if used < 1 || more < used*0.75 || more > used*1.25+1 { // the kubelet's probes go on meanwhile
+		t.Errorf("%.1f s of the processor are reported as %.1f s more", used, more)
+	}
+}
+
+// processorTime is what the process of a pod says it has used, in seconds.
+func processorTime(t *testing.T, c *cluster.Cluster, pod corev1.Pod) (seconds float64) {
+	t.Helper()
+	answer, err := inPod(c, pod, "/used")
+	if err == nil {
+		_, err = fmt.Sscan(answer, &seconds)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return seconds
+}
+
+// sampleSince is a sample of the container of a pod that was taken after a time, by
+// cAdvisor: the pod of it is known, and the processor has been used.
+func sampleSince(c *cluster.Cluster, pod corev1.Pod, since time.Time) (sample stats.ContainerStats) {
+	c.Await("a sample of the container", time.Minute, func() bool {
+		var summary stats.Summary
+		output := c.Kubectl("get", "--raw", "/api/v1/nodes/"+pod.Spec.NodeName+"/proxy/stats/summary")
+		if err := json.Unmarshal([]byte(output), &summary); err != nil {
+			return false
+		}
+		for _, p := range summary.Pods {
+			if p.PodRef.Name != pod.Name || len(p.Containers) != 1 {
+				continue
+			}
+			sample = p.Containers[0]
+			return sample.CPU != nil && sample.Memory != nil && sample.CPU.Time.After(since) && sample.Memory.Time.After(since) &&
+				*sample.CPU.UsageCoreNanoSeconds > 0 && *sample.Memory.WorkingSetBytes > 0
+		}
+		return false
+	})
+	return sample
 }
