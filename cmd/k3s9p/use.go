@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -20,9 +21,24 @@ func kubectlCommand() *cobra.Command {
 }
 
 func ctrCommand() *cobra.Command {
-	return passthrough("ctr", "Run ctr, the client of containerd, in the namespace of Kubernetes", "  k3s9p ctr images list", func(p node.Paths) ([]string, []string) {
+	cmd := passthrough("ctr", "Run ctr, the client of containerd, in the namespace of Kubernetes", "  k3s9p ctr images list\n  k3s9p ctr run --rm -t docker.io/library/busybox:latest shell sh", func(p node.Paths) ([]string, []string) {
 		return []string{"--address=" + p.RuntimeAddress(), "--namespace=k8s.io"}, nil
 	})
+	outside := cmd.RunE // it says what is wrong where no node runs
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		signals := make(chan os.Signal, 16)
+		signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGWINCH)
+		status, err := node.RunCtr(node.Paths{Data: dataDir(cmd)}, args, signals)
+		signal.Stop(signals)
+		switch {
+		case errors.Is(err, node.ErrNotRunning):
+			return outside(cmd, args)
+		case err == nil && status != 0:
+			os.Exit(status)
+		}
+		return err
+	}
+	return cmd
 }
 
 // passthrough runs a program of the distribution in place of this one.

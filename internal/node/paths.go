@@ -59,16 +59,22 @@ func (p Paths) sockets() []string {
 	return dirs
 }
 
+// commands is where the supervisor runs programs for who is outside.
+func (p Paths) commands() string { return p.run("containerd", "commands.sock") }
+
 // RuntimeAddress is the address of the container runtime for a program that is not in
-// the node's mount namespace: where the data directory has no sockets, that of the
-// runtime is in a tmpfs in there.
-func (p Paths) RuntimeAddress() string {
-	if _, err := os.Stat(p.Containerd()); err != nil {
+// the node's mount namespace.
+func (p Paths) RuntimeAddress() string { return p.outside(p.Containerd()) }
+
+// outside is the path of a socket for who is not in the node's mount namespace: where the
+// data directory has no sockets, it is in a tmpfs in there.
+func (p Paths) outside(socket string) string {
+	if _, err := os.Stat(socket); err != nil {
 		if pid := supervisorOf(p); pid != 0 {
-			return filepath.Join("/proc", strconv.Itoa(pid), "root", p.Containerd())
+			return filepath.Join("/proc", strconv.Itoa(pid), "root", socket)
 		}
 	}
-	return p.Containerd()
+	return socket
 }
 
 // lock is held by the supervisor while it lives.

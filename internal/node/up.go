@@ -261,6 +261,7 @@ func run(ctx context.Context, o order, tell func(report)) error {
 	go n.watchImages(ctx)
 	go n.followManifests(ctx)
 	go n.followIDs(ctx)
+	go n.serveCommands()
 	for addOn, follow := range map[string]func(context.Context){
 		servicesAddOn: n.followServices, storageAddOn: n.followClaims, metricsAddOn: n.followMetrics,
 	} {

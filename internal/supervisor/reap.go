@@ -3,6 +3,7 @@ package supervisor
 import (
 	"context"
 	"os"
+	"os/exec"
 	"os/signal"
 
 	"github.com/prometheus/procfs"
@@ -41,6 +42,29 @@ func (s *Supervisor) Apart(f func() error) error {
 	return f()
 }
 
+// Run runs a program that is none of the node's until it has ended. Begun is called in
+// between.
+func (s *Supervisor) Run(cmd *exec.Cmd, begun func()) error {
+	err := s.Apart(func() error {
+		err := cmd.Start()
+		if err == nil {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.guests[cmd.Process.Pid] = true
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	begun()
+	err = cmd.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.guests, cmd.Process.Pid)
+	return err
+}
+
 func (s *Supervisor) reap() {
 	s.reaping.Lock()
 	defer s.reaping.Unlock()
@@ -60,7 +84,7 @@ func (s *Supervisor) owns(pid int) bool {
 			return true
 		}
 	}
-	return false
+	return s.guests[pid]
 }
 
 // endedChildren lists the children of this process that have ended and that nobody

@@ -69,8 +69,9 @@ type Supervisor struct {
 	reaping sync.RWMutex // held while somebody else waits for children
 
 	mu       sync.Mutex
-	children []*child // in the order of their start
-	keep     bool     // what dies is started anew
+	children []*child     // in the order of their start
+	guests   map[int]bool // processes that are none of the node's: see Run
+	keep     bool         // what dies is started anew
 	stopping bool
 }
 
@@ -86,7 +87,7 @@ type child struct {
 // New returns a supervisor that keeps logs in dir and calls changed, if it is not
 // nil, whenever a program starts or ends.
 func New(dir string, log *slog.Logger, changed func([]State)) *Supervisor {
-	return &Supervisor{dir: dir, log: log, changed: changed}
+	return &Supervisor{dir: dir, log: log, changed: changed, guests: make(map[int]bool)}
 }
 
 // Start starts a program.

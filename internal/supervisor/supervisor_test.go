@@ -5,7 +5,9 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -136,6 +138,14 @@ func TestOrphansAreCollected(t *testing.T) {
 	await(t, "the collection", func() bool { return len(children(t)) == 0 })
 	if exit := s.States()[0].LastExit; exit != "exit status 0" {
 		t.Errorf("the program itself ended with %q: its status was taken away", exit)
+	}
+	guest := exec.Command("sh", "-c", "exit 7")
+	_ = s.Run(guest, func() { // it fails
+		await(t, "the end of a program of others", func() bool { return slices.Contains(endedChildren(), guest.Process.Pid) })
+		s.reap()
+	})
+	if guest.ProcessState == nil || guest.ProcessState.ExitCode() != 7 {
+		t.Errorf("a program of others ended with %v: its status was taken away", guest.ProcessState)
 	}
 	cancel()
 	<-done

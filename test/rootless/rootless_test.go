@@ -129,6 +129,15 @@ func TestRootless(t *testing.T) {
 		if out, err := c.K3s9p("ctr", "images", "list"); err != nil || !strings.Contains(out, "k3s9p.local/web:1") {
 			t.Errorf("ctr prints %s, %v", out, err)
 		}
+		container := c.Background(cluster.Program, "ctr", "run", "--rm", "k3s9p.local/web:1", "by-hand", "/web", "serve", ":8080")
+		c.Await("the container that ctr runs", 30*time.Second, func() bool { return strings.Contains(container.Output(), "serving on :8080") })
+		if out, err := c.K3s9p("ctr", "tasks", "exec", "--exec-id=hello", "by-hand", "/web", "say", "hello"); err != nil || !strings.HasSuffix("\n"+strings.TrimSpace(out), "\nhello") { // after a warning about cgroup v1
+			t.Errorf("ctr tasks exec prints %q, %v", out, err)
+		}
+		if out, err := c.K3s9p("ctr", "tasks", "kill", "by-hand"); err != nil {
+			t.Errorf("ctr tasks kill: %v\n%s", err, out)
+		}
+		c.Await("the end of ctr run", 30*time.Second, container.Ended)
 	})
 	t.Run("the memory and the processor time of a container follow a load", func(t *testing.T) { statistics(t, c, pods[0]) })
 	if !gvisor.Old() {
