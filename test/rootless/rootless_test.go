@@ -142,6 +142,7 @@ func TestRootless(t *testing.T) {
 	t.Run("the memory and the processor time of a container follow a load", func(t *testing.T) { statistics(t, c, pods[0]) })
 	if !gvisor.Old() {
 		killed(t, c)
+		t.Run("Ctrl-C in the middle, and again and again", func(t *testing.T) { upAndDown(c, t, before) })
 	}
 	t.Run("down leaves nothing", func(t *testing.T) {
 		if output, err := c.K3s9p("down", "--purge"); err != nil {
@@ -167,6 +168,27 @@ func killed(t *testing.T, c *cluster.Cluster) {
 		})
 		c.Up()
 		c.Kubectl("wait", "--for=condition=ready", "pod/at-host-port", "--timeout=60s")
+	}
+}
+
+// upAndDown interrupts up, in the middle and when the cluster is ready, and goes on.
+func upAndDown(c *cluster.Cluster, t *testing.T, before string) {
+	c.Down()
+	c.Unchanged(before)
+	for _, when := range []string{"check and fix", "make the pod network", "make certificates", "the cluster is ready"} {
+		up := c.Background(cluster.Program, "up")
+		c.Await(when, time.Minute, func() bool { return up.Ended() || strings.Contains(up.Output(), when) })
+		up.Signal("INT")
+		c.Await("the end of up", time.Minute, up.Ended)
+		if ready := when == "the cluster is ready"; strings.Contains(up.Output(), "interrupted") == ready {
+			t.Errorf("up, interrupted at %q, printed %s", when, up.Output())
+		}
+		c.Unchanged(before)
+	}
+	for range 3 {
+		c.Up()
+		c.Down()
+		c.Unchanged(before)
 	}
 }
 
