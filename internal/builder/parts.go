@@ -16,6 +16,7 @@ import (
 	"k3s9p/internal/hint"
 	"k3s9p/internal/k3s"
 	"k3s9p/internal/pin"
+	"k3s9p/internal/rmtree"
 	"k3s9p/internal/workdir"
 )
 
@@ -261,7 +262,7 @@ func graft(from, tree string, g *pin.Graft) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(os.RemoveAll(into), os.MkdirAll(into, 0o755)); err != nil {
+	if err := errors.Join(rmtree.Tree(into), os.MkdirAll(into, 0o755)); err != nil {
 		return err
 	}
 	mains := 0

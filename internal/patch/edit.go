@@ -3,7 +3,6 @@ package patch
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -11,6 +10,7 @@ import (
 	"strings"
 
 	"k3s9p/internal/hint"
+	"k3s9p/internal/workdir"
 )
 
 // baseTag names the commit of the edit tree on which the series begins, savedTag
@@ -135,8 +135,7 @@ func (s Series) replace(files map[string][]byte) ([]string, error) {
 		if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, raw) {
 			continue
 		}
-		temporary := filepath.Join(s.Dir, ".tmp-"+name)
-		if err := errors.Join(os.WriteFile(temporary, raw, 0o644), os.Rename(temporary, path)); err != nil {
+		if err := workdir.WriteFile(path, raw); err != nil {
 			return nil, err
 		}
 		changed = append(changed, name)

@@ -23,6 +23,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 	"golang.org/x/crypto/x509roots/fallback/bundle"
+
+	"k3s9p/internal/rmtree"
 )
 
 // programInImage is where an image has the program.
@@ -121,7 +123,7 @@ func writeArchive(archive string, img v1.Image, s Source) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer rmtree.Tree(dir)
 	there, err := layout.Write(dir, empty.Index)
 	if err != nil {
 		return err

@@ -17,6 +17,8 @@ import (
 	"k3s9p/internal/hint"
 	"k3s9p/internal/progress"
 	"k3s9p/internal/record"
+	"k3s9p/internal/rmtree"
+	"k3s9p/internal/workdir"
 )
 
 // Dir is where a release is made, relative to the repository.
@@ -86,7 +88,7 @@ func (m *Maker) Make(ctx context.Context, dists ...string) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer rmtree.Tree(dir)
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return err
 	}
@@ -105,10 +107,7 @@ func (m *Maker) Make(ctx context.Context, dists ...string) error {
 	if err := m.seal(dir); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(final); err != nil {
-		return err
-	}
-	if err := os.Rename(dir, final); err != nil {
+	if err := workdir.Publish(dir, final); err != nil {
 		return err
 	}
 	m.conclude("made")

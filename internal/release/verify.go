@@ -70,7 +70,7 @@ func (v *Verifier) Verify(ctx context.Context, place string) (Verified, error) {
 	if err != nil {
 		return Verified{}, err
 	}
-	defer os.RemoveAll(dir)
+	defer rmtree.Tree(dir)
 	if err := v.all(check{"download " + place, func() (string, error) { return "", download(ctx, place, dir) }}); err != nil {
 		return Verified{}, err
 	}

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -160,4 +161,34 @@ func (s *Sandbox) fillDisk(available int64) error {
 		return fmt.Errorf("fill the disk: %w", err)
 	}
 	return nil
+}
+
+// Available is what was available of a disk, in bytes.
+type Available struct {
+	At    time.Time
+	Bytes uint64
+}
+
+// WatchDisk notes what is available of the disk of the sandbox, as this machine sees it,
+// every 20 ms until stop is called.
+func (s *Sandbox) WatchDisk() (stop func() []Available) {
+	ended, notes := make(chan struct{}), make(chan []Available)
+	go func() {
+		var all []Available
+		defer func() { notes <- all }()
+		ticker := time.NewTicker(20 * time.Millisecond)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ended:
+				return
+			case now := <-ticker.C:
+				var st unix.Statfs_t
+				if err := unix.Statfs(s.rootfs, &st); err == nil {
+					all = append(all, Available{now, st.Bavail * uint64(st.Frsize)})
+				}
+			}
+		}
+	}()
+	return func() []Available { close(ended); return <-notes }
 }

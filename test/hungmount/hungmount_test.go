@@ -42,7 +42,7 @@ func TestHungMount(t *testing.T) {
 	if held := waiting(n); len(held) != 2 {
 		t.Errorf("after two further samples two silent mounts hold %d goroutines of the kubelet, and a thread each: %v", len(held), held)
 	}
-	n.CheckFilesystem(node.SharedDisk)
+	n.CheckFilesystem()
 	n.Run("later", node.Web())
 	n.AwaitRunning("later")
 	n.AwaitHealthy()

@@ -39,17 +39,14 @@ func (n *Node) statfs(path string) Disk {
 	return d
 }
 
-// By how many bytes what is reported as available may be another number than what
-// statfs says: a sample is up to a minute old, and the node writes meanwhile, logs and
-// what a pod leaves. On the machine's own disk others write as well.
-const (
-	QuietDisk  = 64 << 20
-	SharedDisk = 2 << 30
-)
+// slack is by how many bytes what is reported as available may be another number than
+// what statfs says: a sample is up to a minute old, and others write meanwhile on the
+// machine's own disk.
+const slack = 2 << 30
 
 // CheckFilesystem compares what the kubelet reports of the node's filesystem with
-// statfs. What is available may differ by slack bytes.
-func (n *Node) CheckFilesystem(slack uint64) {
+// statfs.
+func (n *Node) CheckFilesystem() {
 	n.t.Helper()
 	before, summary, after := n.Statfs(), n.Summary(), n.Statfs()
 	fs := summary.Node.Fs

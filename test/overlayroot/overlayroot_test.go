@@ -9,7 +9,7 @@ import (
 
 func TestOverlayRoot(t *testing.T) {
 	n := node.Start(t, node.Options{Sandbox: gvisor.Options{Root: gvisor.OverlayRoot}})
-	n.CheckFilesystem(node.SharedDisk)
+	n.CheckFilesystem()
 	n.Run("web", node.Web())
 	pod := n.AwaitRunning("web")
 	if answer, err := n.HTTP(pod, "/"); err != nil || answer != "web-"+node.Name {

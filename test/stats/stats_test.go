@@ -23,7 +23,10 @@ func TestStats(t *testing.T) {
 	n.Run("load", node.Web())
 	pod := n.AwaitRunning("load")
 
-	t.Run("filesystem", func(t *testing.T) { n.CheckFilesystem(node.QuietDisk) })
+	t.Run("filesystem", func(t *testing.T) {
+		n.CheckFilesystem()
+		available(t, n)
+	})
 	t.Run("node memory", func(t *testing.T) {
 		memory := n.Summary().Node.Memory
 		if memory == nil || memory.WorkingSetBytes == nil {
@@ -81,6 +84,36 @@ func TestStats(t *testing.T) {
 			t.Errorf("5 s of one processor are reported as %v more", more)
 		}
 	})
+}
+
+// available compares what is reported as available with what the machine saw of the same
+// disk in the second of the sample and the next: exactly, up to what the node wrote in
+// between.
+func available(t *testing.T, n *node.Node) {
+	stop := n.WatchDisk()
+	watched := time.Now().Add(time.Second)
+	var fs *stats.FsStats
+	n.Await("a sample of the disk that is watched", 90*time.Second, func() bool {
+		fs = n.Summary().Node.Fs
+		return fs.Time.After(watched) && time.Since(fs.Time.Time) > 2*time.Second
+	})
+	var low, high uint64
+	for _, seen := range stop() {
+		if after := seen.At.Sub(fs.Time.Time); after < 0 || after >= 2*time.Second {
+			continue
+		}
+		if low == 0 || seen.Bytes < low {
+			low = seen.Bytes
+		}
+		high = max(high, seen.Bytes)
+	}
+	if high-low > 4<<20 {
+		t.Errorf("the disk is not quiet: %d to %d bytes were available within 2 s", low, high)
+	}
+	if got := *fs.AvailableBytes; low == 0 || got < low || got > high {
+		t.Errorf("%d bytes are available, the machine saw %d to %d", got, low, high)
+	}
+	t.Logf("%d bytes are available, the machine saw %d to %d", *fs.AvailableBytes, low, high)
 }
 
 // near is an error unless a figure is what it should be, up to a part of it.

@@ -16,6 +16,7 @@ import (
 	"k3s9p/internal/hint"
 	"k3s9p/internal/proof/contract"
 	"k3s9p/internal/proof/scenario"
+	"k3s9p/internal/rmtree"
 	"k3s9p/internal/workdir"
 )
 
@@ -51,7 +52,7 @@ func cluster(ctx context.Context, b *builder.Builder, gvisor string, times int) 
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(dir)
+	defer rmtree.Tree(dir)
 	var runs []scenario.Run
 	for _, set := range sets {
 		runs = append(runs, scenario.Run{Scenario: measuring, Set: set, Tests: "^TestCluster$", Bench: contract.Bench{Results: filepath.Join(dir, set+".json"), Rounds: times}})

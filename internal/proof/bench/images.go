@@ -12,6 +12,7 @@ import (
 	"k3s9p/internal/builder"
 	"k3s9p/internal/proof/contract"
 	"k3s9p/internal/proof/scenario"
+	"k3s9p/internal/rmtree"
 )
 
 // withoutOverlay is a gVisor whose overlayfs does not work on 9p.
@@ -31,7 +32,7 @@ func images(ctx context.Context, b *builder.Builder, times int) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer rmtree.Tree(dir)
 	run := scenario.Run{Scenario: measuring, Set: sets[0], Tests: "^TestImages$", Bench: contract.Bench{Results: filepath.Join(dir, "images.json"), Rounds: times}}
 	var results contract.ImageResults
 	err = scenario.With(ctx, b, []scenario.Run{run}, func(s *scenario.Session) error {

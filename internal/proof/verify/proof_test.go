@@ -17,15 +17,10 @@ var unproved = map[string]string{
 
 	"probe pod-network":   "gVisor has bridges and veth devices: it is about machines without",
 	"probe tmpfs-options": "nothing is decided about it; the patch of runc is taken out instead",
-	"fix cgroup-mounts":   "not tried yet: TestOtherSandboxes of cluster",
-	"probe cgroup-mounts": "not tried yet: TestOtherSandboxes of cluster",
-	"fix oom-score":       "not tried yet: TestCapabilities of poor",
-	"probe oom-score":     "not tried yet: TestCapabilities of poor",
 	"fix places":          "not tried yet: TestUser of rootless",
 	"probe places":        "not tried yet: TestUser of rootless",
 	"probe terminals":     "nothing is decided about it; the patch of runc is taken out instead",
 	"probe ids":           "it is a warning",
-	"fix masquerade":      "not tried yet: TestCluster of cluster",
 	"probe services":      "nothing is decided about it: the node always serves Services itself",
 	"probe memory-limits": "it is a warning",
 }

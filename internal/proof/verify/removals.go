@@ -39,6 +39,9 @@ var removals = []removal{
 	{fix("overlayfs"), whole("pods", september2025, "TestPods"), symptom("overlayfs")},
 	{fix("sockets"), alone("linux9p", today, "TestNode/passthrough"), symptom("sockets")},
 	{fix("unprivileged-ports"), whole("pods", today, "TestPods"), symptom("unprivileged-ports")},
+	{fix("cgroup-mounts"), alone("cluster", today, "TestOtherSandboxes/no_cgroups_mounted"), "X"},
+	{fix("oom-score"), whole("poor", today, "TestCapabilities"), "X"},
+	{fix("masquerade"), whole("cluster", today, "TestCluster"), "X"},
 
 	{check("cgroup-v1"), whole("experiment", today, "TestStock/cgroup-v1"), blind("cgroup-v1")},
 	{check("kmsg"), whole("experiment", today, "TestStock/iteration-2-kmsg"), blind("kmsg")},
@@ -49,6 +52,8 @@ var removals = []removal{
 	{check("cgroup-files"), whole("experiment", today, "TestStock/iteration-7-rootfs"), blind("cgroup-files")},
 	{check("root-filesystem"), whole("experiment", today, "TestOneCauseAtATime/cause-cgroups"), blind("root-filesystem")},
 	{check("tunables"), whole("experiment", today, "TestOneCauseAtATime/cause-cadvisor"), blind("tunables")},
+	{check("cgroup-mounts"), alone("cluster", today, "TestOtherSandboxes/no_cgroups_mounted"), "X"},
+	{check("oom-score"), whole("poor", today, "TestCapabilities"), "X"},
 	{check("seccomp"), alone("experiment", today, "TestPatchedPrograms/seccomp"), blind("seccomp")},
 	{check("unprivileged-ports"), alone("experiment", today, "TestPodBlockers/unprivileged-ports"), blind("unprivileged-ports")},
 	{check("shared-memory"), alone("linux9p", today, "TestNoSharedMemory"), "shared-memory: fine"},
