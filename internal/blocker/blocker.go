@@ -103,6 +103,8 @@ type Host struct {
 
 	// backend is what takes rules with MASQUERADE, if that was found.
 	backend nat.Backend
+	// kubeProxy is the mode in which kube-proxy could work, if one was found.
+	kubeProxy string
 }
 
 func (h *Host) journal() journal.Journal { return journal.Journal{Dir: filepath.Join(h.Data, "fixes")} }

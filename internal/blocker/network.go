@@ -3,8 +3,8 @@ package blocker
 import (
 	"context"
 	"errors"
-	"strings"
 
+	"k3s9p/internal/config"
 	"k3s9p/internal/probe"
 )
 
@@ -59,43 +59,27 @@ var preferredSource = Blocker{
 	},
 }
 
-// kubeProxyRules are one rule for each extension that kube-proxy's iptables mode
-// cannot do without (k8s.io/kubernetes pkg/proxy/iptables/proxier.go).
-var kubeProxyRules = []string{
-	"-A INPUT -m comment --comment probe -j ACCEPT",
-	"-A INPUT -m conntrack --ctstate NEW -j ACCEPT",
-	"-t nat -A PREROUTING -m addrtype --dst-type LOCAL -j ACCEPT",
-	"-t nat -A PREROUTING -m statistic --mode random --probability 0.5 -j ACCEPT",
-	"-t nat -A POSTROUTING -j MASQUERADE",
-}
-
 var services = Blocker{
 	ID:      "services",
 	Title:   "no netfilter that kube-proxy could use",
 	Symptom: "…not supported",
-	Source:  "k8s.io/kubernetes pkg/proxy; gVisor pkg/sentry/socket/netfilter has legacy tables with a few matches, and no nf_tables that kube-proxy could use",
-	Remedy:  Node,
-	Action:  "a proxy in userspace serves Services: pods see the node's address instead of the client's, and NetworkPolicies are not enforced",
-	Check: func(ctx context.Context, _ *Host) (Answer, string) {
-		nft := probe.Nftables(ctx)
-		switch {
-		case nft == nil:
-			return Fine, "nf_tables took a table"
-		case errors.Is(nft, probe.ErrUnclear):
-			return unclear(nft)
-		}
-		refused := []string{nft.Error()}
-		for _, rule := range kubeProxyRules {
-			if err := probe.Iptables(ctx, rule); err != nil {
-				refused = append(refused, err.Error())
-				if errors.Is(err, probe.ErrNoIptables) {
-					break
-				}
+	Source:  "k8s.io/kubernetes pkg/proxy; gVisor pkg/sentry/socket/netfilter has legacy tables with a few matches, and no nf_tables that kube-proxy could use (gvisor#14637)",
+	Remedy:  Setting,
+	Default: "a proxy works everywhere",
+	Check: func(ctx context.Context, h *Host) (Answer, string) {
+		var refused error
+		for _, mode := range []string{probe.KubeProxyNftables, probe.KubeProxyIptables} {
+			err := probe.KubeProxy(ctx, mode)
+			if err == nil {
+				h.kubeProxy = mode
+				return Fine, "a connection to a Service got to its endpoint, by rules of kube-proxy's mode " + mode
 			}
+			refused = errors.Join(refused, err)
 		}
-		if len(refused) == 1 {
-			return Fine, "iptables took the extensions that kube-proxy uses"
-		}
-		return Found, strings.Join(strings.Fields(strings.Join(refused, "; ")), " ")
+		return seen(refused, "")
+	},
+	Decide: func(_ context.Context, d *decision) {
+		d.settings().Network.Services = config.ServiceProxy
+		d.choose(Services, "a proxy in userspace: pods see the node's address instead of the client's")
 	},
 }

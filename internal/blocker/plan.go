@@ -71,6 +71,16 @@ func (p *Plan) Value(subject string) string {
 	return ""
 }
 
+// Explain is what was chosen, and why.
+func (p *Plan) Explain(subject string) string {
+	for _, c := range p.Choices {
+		if c.Subject == subject {
+			return c.Value + ": " + c.Reason
+		}
+	}
+	return ""
+}
+
 // Mount adds a change that ends with the mount namespace of the node.
 func (p *Plan) Mount(id string, change maker, reason string) {
 	p.Changes = append(p.Changes, Change{ID: id, What: change.String(), Reason: reason, Passing: true, change: change})
@@ -180,6 +190,7 @@ func (d *decision) mount(m maker) {
 const (
 	Images   = "images"
 	Egress   = "egress"
+	Services = "Services"
 	Eviction = "eviction"
 )
 
@@ -188,9 +199,13 @@ func (p *Plan) defaults(h *Host) {
 	if h.backend != nil {
 		p.Settings.Network.Egress.Backend = h.backend.String()
 	}
+	if h.kubeProxy != "" {
+		p.Settings.Network.Services = h.kubeProxy
+	}
 	const upstream = "upstream's default"
 	p.Choose(Images, fmt.Sprintf("%s in %s", p.Settings.Containerd.Snapshotter, p.Settings.Containerd.Root), "it works there")
 	p.Choose(Egress, "masquerade by "+p.Settings.Network.Egress.Backend, "this kernel can")
+	p.Choose(Services, "kube-proxy, "+p.Settings.Network.Services, "this kernel takes its rules and follows them")
 	p.Choose(Eviction, "at less than 10 % of the disk, 15 % of that of images or 100 MiB of memory", upstream)
 }
 

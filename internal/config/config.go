@@ -79,7 +79,13 @@ type Network struct {
 	// plugin's default.
 	State  string `json:"state,omitempty"`
 	Egress Egress `json:"egress"`
+	// Services is what serves them: ServiceProxy, or a mode of kube-proxy (nftables,
+	// iptables).
+	Services string `json:"services"`
 }
+
+// ServiceProxy serves Services in userspace, by the node itself.
+const ServiceProxy = "proxy"
 
 // Egress is how pods reach what is outside of the cluster. The node sees to it, and
 // the CNI plugin does not (ipMasq).
@@ -108,7 +114,7 @@ func Default() Settings {
 			PauseImage: "k3s9p.local/pause:1",
 			Plugins:    "/opt/cni/bin", Networks: "/etc/cni/net.d",
 		},
-		Network: Network{Plugin: "bridge", PodCIDR: "10.42.0.0/24", Egress: Egress{Way: Masquerade, Backend: "nftables"}},
+		Network: Network{Plugin: "bridge", PodCIDR: "10.42.0.0/24", Egress: Egress{Way: Masquerade, Backend: "nftables"}, Services: "nftables"},
 	}
 }
 
@@ -138,7 +144,9 @@ func (s Settings) KubeletConfig() ([]byte, error) {
 		"cgroupDriver":             "cgroupfs",
 		"containerRuntimeEndpoint": "unix://" + s.Containerd.Socket(),
 		"failSwapOn":               false,
-		"resolvConf":               s.Kubelet.Resolver,
+		// Its chains protect from what only kube-proxy's mode iptables opens, and would stay.
+		"makeIPTablesUtilChains": false,
+		"resolvConf":             s.Kubelet.Resolver,
 	}
 	if s.UserNamespace {
 		c["featureGates"] = object{"KubeletInUserNamespace": true}
@@ -222,6 +230,11 @@ func (s Settings) Conflist() ([]byte, error) {
 	switch s.Network.Plugin {
 	case "bridge":
 		plugin["bridge"], plugin["isGateway"] = "cni0", true
+		// With br_netfilter the bridge itself follows the rules of a Service, and sends a
+		// pod that is its own endpoint back what it came with.
+		if s.Network.Services != ServiceProxy {
+			plugin["hairpinMode"] = true
+		}
 	case "ptp":
 	default:
 		return nil, fmt.Errorf("the pod network is bridge or ptp, not %q", s.Network.Plugin)

@@ -20,7 +20,7 @@ func sandbox() Settings {
 	s.Kubelet.AllowCgroupV1, s.Kubelet.ForeignDisk = true, true
 	s.Containerd.UnprivilegedPorts = false
 	s.Containerd.PauseImage = "docker.io/rancher/mirrored-pause:3.10.2"
-	s.Network.MTU = 65535
+	s.Network.MTU, s.Network.Services = 65535, ServiceProxy
 	s.Network.Egress = Egress{Way: Proxy, Backend: "iptables-legacy"}
 	return s
 }

@@ -49,7 +49,7 @@ const addOnPrefix = "k3s9p-"
 // writeAddOns puts the manifests of the add-ons into the directory of manifests, and
 // removes those of what is disabled. It returns the names of the files.
 func (n *Node) writeAddOns() (names []string, err error) {
-	values := strings.NewReplacer("DNS_ADDRESS", n.cluster.DNS().String(), "METRICS_PORT", strconv.Itoa(metricsPort))
+	values := strings.NewReplacer("DNS_ADDRESS", n.cluster.DNS().String(), "DNS_ENDPOINT", n.dnsEndpoint().String(), "METRICS_PORT", strconv.Itoa(metricsPort))
 	entries, err := addOnManifests.ReadDir("addons")
 	if err != nil {
 		return nil, err
@@ -96,7 +96,7 @@ type AddOn struct {
 func (n *Node) describeAddOns() []AddOn {
 	how := map[string]string{
 		dnsAddOn:      "CoreDNS at " + n.cluster.DNS().String(),
-		servicesAddOn: "by a proxy in userspace" + whyProxy(n.plan.Findings),
+		servicesAddOn: n.plan.Explain(blocker.Services),
 		metricsAddOn:  topSilent,
 		storageAddOn:  "StorageClass local-path, directories in " + n.paths.storage(),
 	}
@@ -108,14 +108,4 @@ func (n *Node) describeAddOns() []AddOn {
 		all = append(all, AddOn{name, how[name]})
 	}
 	return all
-}
-
-// whyProxy is what the probe for kube-proxy's rules has seen.
-func whyProxy(findings []blocker.Finding) string {
-	for _, f := range findings {
-		if f.ID == "services" && f.Answer == blocker.Found {
-			return ": " + f.Title + ": " + f.Evidence
-		}
-	}
-	return ", the only way there is so far; kube-proxy could work here"
 }

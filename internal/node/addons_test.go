@@ -16,16 +16,22 @@ import (
 func TestAddOnManifests(t *testing.T) {
 	n := &Node{paths: Paths{t.TempDir()},
 		cluster: Cluster{ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16")}}
+	n.plan.Settings.Network.Services = "nftables"
 	if err := writeFile(filepath.Join(n.paths.Manifests(), "dns.yaml"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	for _, step := range []struct{ disable, objects []string }{
-		{nil, []string{"ClusterRole k3s9p:coredns", "ClusterRoleBinding k3s9p:coredns", "Service kube-system/kube-dns",
+		{nil, []string{"ClusterRole k3s9p:coredns", "ClusterRoleBinding k3s9p:coredns", "Service kube-system/kube-dns", "EndpointSlice kube-system/kube-dns",
 			"ClusterRole system:aggregated-metrics-reader", "ClusterRole system:metrics-server", "ClusterRoleBinding system:metrics-server", "ClusterRoleBinding metrics-server:system:auth-delegator", "Service kube-system/metrics-server", "APIService v1beta1.metrics.k8s.io", "StorageClass local-path"}},
 		{[]string{"dns", "metrics"}, []string{"StorageClass local-path"}},
-		{[]string{"storage", "services", "metrics"}, []string{"ClusterRole k3s9p:coredns", "ClusterRoleBinding k3s9p:coredns", "Service kube-system/kube-dns"}},
+		{[]string{"storage", "services", "metrics"}, []string{"ClusterRole k3s9p:coredns", "ClusterRoleBinding k3s9p:coredns", "Service kube-system/kube-dns", "EndpointSlice kube-system/kube-dns"}},
 	} {
 		n.options.Disable = step.disable
+		// kube-proxy has the address that pods are told for the Service.
+		endpoint := "10.42.0.1"
+		if !n.options.has(servicesAddOn) {
+			endpoint = "10.43.0.10"
+		}
 		if !n.options.has(metricsAddOn) {
 			if err := n.metricsKubeconfig(t.Context()); err != nil {
 				t.Errorf("without metrics-server its kubeconfig: %v", err)
@@ -51,7 +57,10 @@ func TestAddOnManifests(t *testing.T) {
 			}
 			for _, o := range these {
 				objects = append(objects, o.Ref.String())
-				if o.Name == "kube-dns" && !strings.Contains(string(o.JSON), `"clusterIP":"10.43.0.10"`) {
+				if o.Ref.String() == "EndpointSlice kube-system/kube-dns" && !strings.Contains(string(o.JSON), `"addresses":["`+endpoint+`"]`) {
+					t.Errorf("without %v the endpoint of the DNS server is %s", step.disable, o.JSON)
+				}
+				if o.Ref.String() == "Service kube-system/kube-dns" && !strings.Contains(string(o.JSON), `"clusterIP":"10.43.0.10"`) {
 					t.Errorf("the Service of the DNS server is %s", o.JSON)
 				}
 			}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"time"
 )
 
@@ -28,7 +29,16 @@ const corefile = `.:53 {
 }
 `
 
-// dns starts CoreDNS as a process of the node, at the address that pods are told.
+// dnsEndpoint is where CoreDNS listens: at the address that pods are told, unless
+// kube-proxy has that for a Service.
+func (n *Node) dnsEndpoint() netip.Addr {
+	if n.byKubeProxy() {
+		return n.cluster.Address()
+	}
+	return n.cluster.DNS()
+}
+
+// dns starts CoreDNS as a process of the node.
 func (n *Node) dns(context.Context) error {
 	if !n.options.has(dnsAddOn) {
 		return nil
@@ -38,7 +48,7 @@ func (n *Node) dns(context.Context) error {
 		forward = "127.0.0.1:9" // nobody: names outside of the cluster fail at once
 	}
 	file := n.paths.etc("Corefile")
-	if err := writeFile(file, fmt.Appendf(nil, corefile, n.cluster.DNS(), n.paths.conf("coredns"), forward), 0o644); err != nil {
+	if err := writeFile(file, fmt.Appendf(nil, corefile, n.dnsEndpoint(), n.paths.conf("coredns"), forward), 0o644); err != nil {
 		return err
 	}
 	return n.start(coredns, 10*time.Second, "-conf="+file)

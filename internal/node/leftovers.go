@@ -29,6 +29,7 @@ func clean(p Paths) error {
 	return errors.Join(
 		forgetNamespaces(p),
 		journal.Undo[cgroupsChange](p.journal(), cgroupsRecord),
+		journal.Undo[kubeProxyChange](p.journal(), kubeProxyRecord),
 		journal.Undo[natChange](p.journal(), rulesRecord),
 		journal.Undo[bridgeChange](p.journal(), bridgeRecord),
 		journal.Undo[forwardChange](p.journal(), forwardRecord),

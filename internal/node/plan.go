@@ -24,10 +24,11 @@ const (
 	bridgeRecord      = "bridge"
 	forwardRecord     = "ip-forward"
 	rulesRecord       = "nat"
+	kubeProxyRecord   = "kube-proxy"
 )
 
 func isNetwork(id string) bool {
-	return slices.Contains([]string{bridgeRecord, forwardRecord, rulesRecord}, id)
+	return slices.Contains([]string{bridgeRecord, forwardRecord, rulesRecord, kubeProxyRecord}, id)
 }
 
 // makePlan decides what is done on this machine, and changes nothing. What an earlier
@@ -70,6 +71,13 @@ func makePlan(ctx context.Context, p Paths, c Cluster, o Options, h *blocker.Hos
 	}
 	if egress := plan.Settings.Network.Egress; egress.Way != config.NoEgress {
 		plan.Change(rulesRecord, journal.Again(j, rulesRecord, newNatChange(egress.Backend)), "pods reach what is outside of the cluster: "+plan.Value(blocker.Egress))
+	}
+	switch mode := plan.Settings.Network.Services; {
+	case !o.has(servicesAddOn):
+		plan.Settings.Network.Services = ""
+		plan.Choose(blocker.Services, "nobody serves them", "--disable services")
+	case mode != config.ServiceProxy:
+		plan.Change(kubeProxyRecord, kubeProxyChange{Mode: mode, Program: filepath.Join(h.Programs, kubeProxy)}, "the kernel serves Services")
 	}
 	return plan, nil
 }

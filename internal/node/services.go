@@ -44,6 +44,9 @@ func (n *Node) openServices(ctx context.Context) error {
 	}
 	n.services = &services{added: make(map[netip.Addr]bool)}
 	n.services.table = svcproxy.NewTable(localAddresses, svcproxy.Options{Log: n.log})
+	if n.byKubeProxy() {
+		return n.kubeProxyServes(ctx)
+	}
 	return n.supervisor.Await(ctx, func(ctx context.Context) error {
 		err := n.syncServices(ctx)
 		if n.services.table.Len() == 0 {
@@ -106,6 +109,11 @@ func (n *Node) syncServices(ctx context.Context) error {
 		}
 	}
 	ports := svcproxy.PortsOf(all.Items, endpointSlices.Items)
+	atNode := svcproxy.HostPortsOf(pods.Items)
+	if n.byKubeProxy() {
+		n.reportPorts(ctx, slices.Concat(n.services.table.Apply(atNode), n.publish(slices.Concat(ports, atNode))))
+		return nil
+	}
 	if n.options.has(dnsAddOn) { // CoreDNS listens at its own address
 		ports = slices.DeleteFunc(ports, func(p svcproxy.Port) bool { return slices.Contains(p.Addresses, n.cluster.DNS()) })
 	}
@@ -116,7 +124,7 @@ func (n *Node) syncServices(ctx context.Context) error {
 		}
 	}
 	addErr := n.services.add(addresses)
-	ports = append(ports, svcproxy.HostPortsOf(pods.Items)...)
+	ports = append(ports, atNode...)
 	n.reportPorts(ctx, slices.Concat(n.services.table.Apply(ports), n.publish(ports)))
 	return errors.Join(addErr, n.services.remove(addresses))
 }

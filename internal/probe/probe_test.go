@@ -25,6 +25,11 @@ func TestMain(m *testing.M) {
 	children["refused"] = func([]string) error { return errors.New("two\nlines") }
 	children["mounts"] = func(args []string) error { return unix.Mount("tmpfs", args[0], "tmpfs", 0, "") }
 	children["no-rules"] = func([]string) error { return betweenNetworks(arrivesFromNode) }
+	children["other-ports"] = func([]string) error {
+		rulesOf[KubeProxyNftables] = strings.Replace(rulesOf[KubeProxyNftables], "ip daddr . meta l4proto . th dport vmap @services", "ip daddr @addresses goto balance", 1)
+		return kubeProxyPackets(KubeProxyNftables)
+	}
+	children["no-service"] = func([]string) error { return betweenNetworks(arrivesAtEndpoint) }
 	Init()
 	os.Exit(m.Run())
 }
@@ -126,5 +131,33 @@ func TestPacketsOfPods(t *testing.T) {
 	}
 	if err := inNetwork(t.Context(), "no-rules"); err == nil || errors.Is(err, ErrUnclear) || !strings.Contains(err.Error(), "with the address 198.51.100.2") {
 		t.Errorf("without a rule: %v", err)
+	}
+}
+
+// On an ordinary kernel kube-proxy's rules are taken and followed, in each mode whose
+// program is there.
+func TestKubeProxy(t *testing.T) {
+	for mode, writer := range writers {
+		t.Run(mode, func(t *testing.T) {
+			_, missing := exec.LookPath(writer[0])
+			if err := KubeProxy(t.Context(), mode); (err == nil) != (missing == nil) || errors.Is(err, ErrUnclear) {
+				t.Errorf("%s is there: %v; the probe gives %v", writer[0], missing == nil, err)
+			}
+		})
+	}
+	if err := KubeProxy(t.Context(), "ipvs"); !errors.Is(err, ErrUnclear) {
+		t.Errorf("of a mode that it does not know it gives %v", err)
+	}
+}
+
+// Rules that are taken do not have to work.
+func TestRulesThatDoNotServeAService(t *testing.T) {
+	if _, err := exec.LookPath(writers[KubeProxyNftables][0]); err != nil {
+		t.Skip(err)
+	}
+	for name, says := range map[string]string{"other-ports": "to another port than the Service's", "no-service": "does not get to its endpoint"} {
+		if err := inNetwork(t.Context(), name); err == nil || errors.Is(err, ErrUnclear) || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }

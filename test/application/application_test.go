@@ -376,7 +376,7 @@ func (a *application) top(t *testing.T, b busy) {
 		t.Errorf("the node: kubectl top says %.2f cores and %.0f MiB; of %.0f MiB %.0f are available", nodeCores, nodeMiB, total, available)
 	}
 	for addOn, want := range map[string]string{
-		"dns": "CoreDNS at 10.43.0.10", "services": "by a proxy in userspace: no netfilter that kube-proxy could use: ",
+		"dns": "CoreDNS at 10.43.0.10", "services": "a proxy in userspace: pods see the node's address instead of the client's: no netfilter that kube-proxy could use: ",
 		"storage": "directories in /var/lib/k3s9p/storage", "metrics": "kubectl top answers",
 	} {
 		a.Await("k3s9p status of "+addOn+" that says "+want, 10*time.Second, func() bool { return strings.Contains(a.how(addOn), want) })

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -25,9 +26,9 @@ func TestNative(t *testing.T) {
 	m := Start(t)
 	images := t.TempDir()
 	m.must(os.Link(gvisor.Program(contract.WebImage), filepath.Join(images, "web.tar")))
-	before := places()
+	before, tables := places(), m.tables()
 	began := time.Now()
-	if output, err := m.K3s9p("up", "--detach", "--images="+images); err != nil {
+	if output, err := m.lessCapable("up", "--detach", "--images="+images); err != nil {
 		t.Fatalf("k3s9p up: %v\n%s", err, output)
 	}
 	t.Logf("Ready after %.1f s", time.Since(began).Seconds())
@@ -49,6 +50,7 @@ func TestNative(t *testing.T) {
 			t.Errorf("to the outside the pod %s is %q", pod.Name, output)
 		}
 	}
+	m.services(pods.Items)
 	during := places()
 	for _, trace := range []string{"/sys/fs/cgroup/memory/k3s9p", "/run/containerd", "/var/lib/cni"} {
 		if !strings.Contains(before, trace) && !strings.Contains(during, trace) {
@@ -60,6 +62,74 @@ func TestNative(t *testing.T) {
 	}
 	if after := places(); after != before {
 		t.Errorf("the machine has\n%s\nand had\n%s", after, before)
+	}
+	if after := m.tables(); after != tables {
+		t.Errorf("netfilter has the tables\n%s\nand had\n%s", after, tables)
+	}
+}
+
+// lessCapable runs k3s9p without CAP_SYS_RESOURCE, which root in a container lacks, and
+// maybe here as well.
+func (m *Machine) lessCapable(args ...string) (string, error) {
+	return m.In(append([]string{"setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource",
+		gvisor.Program(contract.Launcher), "--data-dir=" + m.Data}, args...)...)
+}
+
+// tables are those of nf_tables, where kube-proxy writes its rules.
+func (m *Machine) tables() string {
+	m.t.Helper()
+	output, err := m.In("nft", "list", "tables")
+	if err != nil {
+		m.t.Fatalf("list the tables of netfilter: %v\n%s", err, output)
+	}
+	return output
+}
+
+// nodePort is the node's for the Service.
+const nodePort = 30080
+
+// services asks for a Service that kube-proxy serves, of three pods.
+func (m *Machine) services(pods []corev1.Pod) {
+	m.t.Helper()
+	if tables := m.tables(); !strings.Contains(tables, "table ip kube-proxy") {
+		m.t.Errorf("kube-proxy has written no rules: netfilter has\n%s", tables)
+	}
+	m.Kubectl("create", "service", "nodeport", "web", "--tcp=8080:8080", "--node-port="+strconv.Itoa(nodePort))
+	var service corev1.Service
+	m.must(json.Unmarshal([]byte(m.Kubectl("get", "service", "web", "-o", "json")), &service))
+	names := make(map[string]bool)
+	for _, pod := range pods {
+		names[pod.Name] = true
+	}
+	var err error // rules follow a Service within a second
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		if _, err = m.ask(m.inside, "http://"+service.Spec.ClusterIP+":8080/"); err == nil {
+			break
+		}
+	}
+	m.must(err)
+	byName, byAddress, atNode := "http://web:8080/", "http://"+service.Spec.ClusterIP+":8080/", fmt.Sprintf("http://%s:%d/", gvisor.Address, nodePort)
+	fromPod := func(address string) string {
+		return m.get("http://" + pods[0].Status.PodIP + ":8080/get?url=" + address)
+	}
+	for way, ask := range map[string]func() string{
+		"from the node to " + byAddress: func() string { return m.get(byAddress) },
+		"from a pod to " + byAddress:    func() string { return fromPod(byAddress) },
+		"from a pod to " + byName:       func() string { return fromPod(byName) },
+		"from outside to " + atNode:     func() string { return m.getFrom(m.outside, atNode) },
+	} {
+		answers := make(map[string]int)
+		for deadline := time.Now().Add(20 * time.Second); len(answers) < len(pods) && time.Now().Before(deadline); {
+			answers[ask()]++
+		}
+		for answer := range answers {
+			if !names[answer] {
+				m.t.Errorf("%s it answers %q", way, answer)
+			}
+		}
+		if len(answers) != len(pods) {
+			m.t.Errorf("%s %d of %d pods answer: %v", way, len(answers), len(pods), answers)
+		}
 	}
 }
 
@@ -80,11 +150,20 @@ func (m *Machine) serve() *http.Server {
 }
 
 // get asks from the node.
-func (m *Machine) get(url string) string {
+func (m *Machine) get(url string) string { m.t.Helper(); return m.getFrom(m.inside, url) }
+
+// getFrom asks from a network namespace, by a new connection.
+func (m *Machine) getFrom(namespace, url string) string {
 	m.t.Helper()
+	answer, err := m.ask(namespace, url)
+	m.must(err)
+	return answer
+}
+
+func (m *Machine) ask(namespace, url string) (string, error) {
 	client := http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
-			err = gvisor.Within(m.inside, func() (err error) {
+			err = gvisor.Within(namespace, func() (err error) {
 				conn, err = new(net.Dialer).DialContext(ctx, network, address)
 				return err
 			})
@@ -92,11 +171,12 @@ func (m *Machine) get(url string) string {
 		}}}
 	defer client.CloseIdleConnections()
 	response, err := client.Get(url)
-	m.must(err)
+	if err != nil {
+		return "", err
+	}
 	defer response.Body.Close()
 	data, err := io.ReadAll(response.Body)
-	m.must(err)
-	return string(data)
+	return string(data), err
 }
 
 // places lists what a node could leave on this machine: directories that programs

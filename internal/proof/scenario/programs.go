@@ -91,6 +91,11 @@ func makePrograms(ctx context.Context, b *builder.Builder, selection pin.Selecti
 	if err := p.compileOwn(ctx); err != nil {
 		return "", err
 	}
+	if slices.ContainsFunc(runs, func(r Run) bool { return r.Scenario == natively }) {
+		if err := packages.Install(ctx, b.Runner, nativeNeeds); err != nil {
+			return "", err
+		}
+	}
 	roots := map[string]string{contract.Root: "gvisor"}
 	if slices.ContainsFunc(runs, Run.virtual) {
 		if err := packages.Install(ctx, b.Runner, virtualNeeds); err != nil {
@@ -109,6 +114,12 @@ func makePrograms(ctx context.Context, b *builder.Builder, selection pin.Selecti
 	}
 	return dir, nil
 }
+
+// natively is the scenario on this machine itself, and nativeNeeds are what kube-proxy
+// writes its rules with there.
+const natively = "native"
+
+var nativeNeeds = []packages.Need{{Package: "nftables", Command: "nft"}}
 
 // virtualNeeds are what runs virtual machines.
 var virtualNeeds = []packages.Need{{Package: "qemu-system-x86", Command: "qemu-system-x86_64"}}
