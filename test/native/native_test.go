@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -26,7 +27,7 @@ func TestNative(t *testing.T) {
 	m := Start(t)
 	images := t.TempDir()
 	m.must(os.Link(gvisor.Program(contract.WebImage), filepath.Join(images, "web.tar")))
-	before, tables := places(), m.tables()
+	before, tables := m.places(), m.tables()
 	began := time.Now()
 	if output, err := m.lessCapable("up", "--detach", "--images="+images); err != nil {
 		t.Fatalf("k3s9p up: %v\n%s", err, output)
@@ -51,7 +52,7 @@ func TestNative(t *testing.T) {
 		}
 	}
 	m.services(pods.Items)
-	during := places()
+	during := m.places()
 	for _, trace := range []string{"/sys/fs/cgroup/memory/k3s9p", "/run/containerd", "/var/lib/cni"} {
 		if !strings.Contains(before, trace) && !strings.Contains(during, trace) {
 			t.Errorf("there is no %s to be left: the comparison would prove nothing", trace)
@@ -60,7 +61,7 @@ func TestNative(t *testing.T) {
 	if output, err := m.K3s9p("down"); err != nil {
 		t.Fatalf("k3s9p down: %v\n%s", err, output)
 	}
-	if after := places(); after != before {
+	if after := m.places(); after != before {
 		t.Errorf("the machine has\n%s\nand had\n%s", after, before)
 	}
 	if after := m.tables(); after != tables {
@@ -180,8 +181,8 @@ func (m *Machine) ask(namespace, url string) (string, error) {
 }
 
 // places lists what a node could leave on this machine: directories that programs
-// have built in, cgroups, mounts.
-func places() string {
+// have built in, cgroups, mounts; but not the mounts of sandboxes that others run.
+func (m *Machine) places() string {
 	var there []string
 	for _, pattern := range []string{"/run/containerd*", "/run/netns/*", "/var/lib/kubelet*", "/var/lib/cni*", "/var/log/pods*", "/var/log/containers*",
 		"/etc/cni/*", "/opt/cni/*", "/opt/containerd*", "/sys/fs/cgroup/*/k3s9p*", "/sys/fs/cgroup/k3s9p*", "/sys/fs/cgroup/*/kubepods*"} {
@@ -189,5 +190,8 @@ func places() string {
 		there = append(there, found...)
 	}
 	mounts, _ := rmtree.Mounts("/")
+	mounts = slices.DeleteFunc(mounts, func(point string) bool {
+		return strings.Contains(point, "/sandboxes/") && !strings.HasPrefix(point, filepath.Dir(m.Data))
+	})
 	return strings.Join(append(there, mounts...), "\n")
 }
