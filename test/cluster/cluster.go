@@ -54,10 +54,21 @@ func StartWithout(t *testing.T, options gvisor.Options) *Cluster {
 // Up types k3s9p up --detach, and returns how long it took.
 func (c *Cluster) Up(args ...string) time.Duration {
 	c.t.Helper()
+	return c.bring("up", args...)
+}
+
+// Join types k3s9p join --detach, and returns how long it took.
+func (c *Cluster) Join(args ...string) time.Duration {
+	c.t.Helper()
+	return c.bring("join", args...)
+}
+
+func (c *Cluster) bring(command string, args ...string) time.Duration {
+	c.t.Helper()
 	start := time.Now()
-	output, err := c.Try(3*time.Minute, append([]string{Program, "up", "--detach", "--images=" + Images}, args...)...)
+	output, err := c.Try(3*time.Minute, append([]string{Program, command, "--detach", "--images=" + Images}, args...)...)
 	if err != nil {
-		c.t.Fatalf("k3s9p up: %v\n%s\n%s", err, output, c.logs())
+		c.t.Fatalf("k3s9p %s: %v\n%s\n%s", command, err, output, c.logs())
 	}
 	took := time.Since(start)
 	c.t.Logf("Ready after %.1f s\n%s", took.Seconds(), output)

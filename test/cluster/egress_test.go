@@ -1,14 +1,9 @@
 package cluster
 
 import (
-	"bufio"
 	"fmt"
-	"io"
 	"net"
-	"net/http"
-	"strings"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -86,30 +81,4 @@ func (c *Cluster) egress(t *testing.T, pods []corev1.Pod) {
 			t.Errorf("a datagram came back as %q, %v", answer, err)
 		}
 	})
-}
-
-// get asks from the thread that it is called on: no connection is kept, and the
-// address is no name, so that no other thread dials.
-func get(url string) (string, error) {
-	address := strings.Split(url, "/")[2]
-	conn, err := net.DialTimeout("tcp4", address, 10*time.Second)
-	if err != nil {
-		return "", err
-	}
-	defer conn.Close()
-	request, err := http.NewRequest(http.MethodGet, url, nil)
-	if err != nil {
-		return "", err
-	}
-	request.Close = true
-	if err := request.Write(conn); err != nil {
-		return "", err
-	}
-	response, err := http.ReadResponse(bufio.NewReader(conn), request)
-	if err != nil {
-		return "", err
-	}
-	defer response.Body.Close()
-	data, err := io.ReadAll(response.Body)
-	return string(data), err
 }

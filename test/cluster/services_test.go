@@ -104,7 +104,7 @@ func (c *Cluster) askFrom(from string, pod corev1.Pod, address string) string {
 		answer, err = c.HTTP(pod.Status.PodIP, "/get?url="+url.QueryEscape("http://"+address+"/"))
 	case "outside":
 		err = c.Outside(func() (err error) {
-			answer, err = get("http://" + address + "/")
+			answer, err = gvisor.Get("http://" + address + "/")
 			return err
 		})
 	}

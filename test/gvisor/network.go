@@ -1,6 +1,7 @@
 package gvisor
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -17,8 +18,12 @@ import (
 // other end is in a second namespace, the outside. Nothing of it touches the
 // machine's own network. Each sandbox gets a pair of its own, because runsc takes
 // the addresses off the device when it starts (gVisor runsc/sandbox/network.go).
+//
+// A sandbox beside another one has its other end in that one's outside, where a bridge
+// connects both.
 const (
 	Address        = "192.0.2.2" // of eth0 in the sandbox (RFC 5737)
+	BesideAddress  = "192.0.2.3" // of eth0 in one beside it
 	OutsideAddress = "192.0.2.1"
 )
 
@@ -38,57 +43,93 @@ func Network(t *testing.T, dir string) (inside, outside string) {
 
 // makeNetwork makes both namespaces as mounts below a directory.
 func makeNetwork(dir string) error {
-	handles := make(map[string]netns.NsHandle)
-	for _, name := range []string{"inside", "outside"} {
-		if err := makeNamespace(namespace(dir, name)); err != nil {
-			return err
-		}
-		handle, err := netns.GetFromPath(namespace(dir, name))
-		if err != nil {
-			return err
-		}
-		defer handle.Close()
-		handles[name] = handle
-	}
-	outside, err := netlink.NewHandleAt(handles["outside"])
-	if err != nil {
+	outside := namespace(dir, "outside")
+	if err := makeNamespace(outside); err != nil {
 		return err
 	}
-	defer outside.Close()
-	inside, err := netlink.NewHandleAt(handles["inside"])
+	if err := plug(dir, outside, "eth0", Address); err != nil {
+		return err
+	}
+	return Within(outside, func() error { return configure("eth0", OutsideAddress) })
+}
+
+// makeNetworkBeside makes a namespace on the network of another sandbox, given by its
+// outside.
+func makeNetworkBeside(dir, outside string) error {
+	if err := plug(dir, outside, "eth1", BesideAddress); err != nil {
+		return err
+	}
+	return Within(outside, func() error {
+		attributes := netlink.NewLinkAttrs()
+		attributes.Name = "lan"
+		bridge := &netlink.Bridge{LinkAttrs: attributes}
+		if err := netlink.LinkAdd(bridge); err != nil {
+			return fmt.Errorf("make a bridge: %w", err)
+		}
+		for _, name := range []string{"eth0", "eth1"} {
+			port, err := netlink.LinkByName(name)
+			if err != nil {
+				return err
+			}
+			addresses, err := netlink.AddrList(port, netlink.FAMILY_V4)
+			if err != nil {
+				return err
+			}
+			for _, address := range addresses {
+				if err := netlink.AddrDel(port, &address); err != nil {
+					return err
+				}
+			}
+			if err := errors.Join(netlink.LinkSetMaster(port, bridge), netlink.LinkSetUp(port)); err != nil {
+				return fmt.Errorf("connect %s to a bridge: %w", name, err)
+			}
+		}
+		return configure("lan", OutsideAddress)
+	})
+}
+
+// plug makes a namespace below a directory, with an end of a veth pair: eth0, with an
+// address. The other end is in the outside, under the given name.
+func plug(dir, outside, name, address string) error {
+	path := namespace(dir, "inside")
+	if err := makeNamespace(path); err != nil {
+		return err
+	}
+	inside, err := netns.GetFromPath(path)
 	if err != nil {
 		return err
 	}
 	defer inside.Close()
-	attributes := netlink.NewLinkAttrs()
-	attributes.Name = "eth0"
-	if err := outside.LinkAdd(&netlink.Veth{LinkAttrs: attributes, PeerName: "eth0", PeerNamespace: netlink.NsFd(handles["inside"])}); err != nil {
+	err = Within(outside, func() error {
+		attributes := netlink.NewLinkAttrs()
+		attributes.Name = name
+		return netlink.LinkAdd(&netlink.Veth{LinkAttrs: attributes, PeerName: "eth0", PeerNamespace: netlink.NsFd(inside)})
+	})
+	if err != nil {
 		return fmt.Errorf("make a veth pair: %w", err)
 	}
-	for _, end := range []struct {
-		handle  *netlink.Handle
-		address string
-	}{{outside, OutsideAddress}, {inside, Address}} {
-		if err := configure(end.handle, end.address); err != nil {
+	return Within(path, func() error {
+		if err := configure("eth0", address); err != nil {
 			return err
 		}
-	}
-	return inside.RouteAdd(&netlink.Route{Gw: net.ParseIP(OutsideAddress)})
+		return netlink.RouteAdd(&netlink.Route{Gw: net.ParseIP(OutsideAddress)})
+	})
 }
 
-func configure(handle *netlink.Handle, address string) error {
-	for _, name := range []string{"lo", "eth0"} {
-		link, err := handle.LinkByName(name)
+// configure gives a device of this namespace an address, and sets it and loopback up.
+func configure(device, address string) error {
+	for _, name := range []string{"lo", device} {
+		link, err := netlink.LinkByName(name)
 		if err != nil {
 			return err
 		}
-		if name == "eth0" {
+		if name == device {
 			addr := &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(address), Mask: net.CIDRMask(24, 32)}}
-			if err := handle.AddrAdd(link, addr); err != nil {
+			if err := netlink.AddrAdd(link, addr); err != nil {
 				return fmt.Errorf("add %s to %s: %w", address, name, err)
 			}
 		}
-		if err := handle.LinkSetUp(link); err != nil {
+		if err := netlink.LinkSetUp(link); err != nil {
 			return fmt.Errorf("set %s up: %w", name, err)
 		}
 	}
@@ -116,7 +157,7 @@ func makeNamespace(path string) error {
 
 // Outside calls f in the network namespace on the other end of eth0.
 func (s *Sandbox) Outside(f func() error) error {
-	return Within(s.namespace("outside"), f)
+	return Within(s.outside, f)
 }
 
 // Within calls f in a network namespace.

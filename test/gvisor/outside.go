@@ -1,12 +1,15 @@
 package gvisor
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"testing"
+	"time"
 )
 
 // ServeOutside serves N MiB at http://OutsideAddress:8080/bytes?mib=N and counts what
@@ -39,4 +42,30 @@ func ServeOutside(t *testing.T, outside func(func() error) error) {
 	server := &http.Server{Handler: handler}
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(func() { server.Close() })
+}
+
+// Get asks a web server from the thread that it is called on, as Outside and Within do it:
+// no connection is kept, and the address is no name, so that no other thread dials.
+func Get(url string) (string, error) {
+	address := strings.Split(url, "/")[2]
+	conn, err := net.DialTimeout("tcp4", address, 10*time.Second)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	request, err := http.NewRequest(http.MethodGet, url, nil)
+	if err != nil {
+		return "", err
+	}
+	request.Close = true
+	if err := request.Write(conn); err != nil {
+		return "", err
+	}
+	response, err := http.ReadResponse(bufio.NewReader(conn), request)
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+	data, err := io.ReadAll(response.Body)
+	return string(data), err
 }

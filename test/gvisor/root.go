@@ -29,8 +29,12 @@ func (s *Sandbox) makeRoot(options Options) error {
 			return err
 		}
 	}
+	address := Address
+	if options.Beside != nil {
+		address = BesideAddress
+	}
 	files := map[string]string{
-		"/etc/hosts": "=127.0.0.1 localhost\n" + Address + " sandbox\n",
+		"/etc/hosts": "=127.0.0.1 localhost\n" + address + " sandbox\n",
 		inside:       Program(contract.Inside),
 	}
 	maps.Copy(files, options.Files)

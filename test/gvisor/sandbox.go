@@ -74,6 +74,8 @@ type Options struct {
 	Docker bool
 	// User is who runs in the sandbox, with [Home]; 0 is root.
 	User uint32
+	// Beside, if not nil, is another sandbox that this one is on one network with.
+	Beside *Sandbox
 	// SilentAt, if not "", is where the sandbox has a filesystem that answers no statfs
 	// once Silence was called.
 	SilentAt string
@@ -86,6 +88,7 @@ type Sandbox struct {
 	dir      string // holds everything below
 	rootfs   string
 	state    string
+	outside  string // the network namespace on the other end of eth0
 	root     Root
 	runsc    string
 	docker   bool
@@ -104,7 +107,11 @@ func Start(t *testing.T, options Options) *Sandbox {
 	s := newSandbox(t, options)
 	t.Cleanup(s.stop)
 	s.must(s.makeRoot(options))
-	s.must(makeNetwork(s.dir))
+	if options.Beside == nil {
+		s.must(makeNetwork(s.dir))
+	} else {
+		s.must(makeNetworkBeside(s.dir, options.Beside.outside))
+	}
 	if options.SilentAt != "" {
 		s.must(s.mountSilent())
 	}
@@ -123,6 +130,10 @@ func newSandbox(t *testing.T, options Options) *Sandbox {
 	}
 	s.id = fmt.Sprintf("k3s9p-%d-%d", os.Getpid(), run.started)
 	s.dir = filepath.Join(run.dir, strconv.Itoa(run.started))
+	s.outside = s.namespace("outside")
+	if options.Beside != nil {
+		s.outside = options.Beside.outside
+	}
 	s.rootfs, s.state = filepath.Join(s.dir, "disk", "rootfs"), filepath.Join(s.dir, leftover.State)
 	s.must(os.MkdirAll(s.state, 0o700))
 	return s
