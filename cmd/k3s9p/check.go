@@ -98,13 +98,21 @@ func dry(cmd *cobra.Command, o node.Options) error {
 		return err
 	}
 	w := cmd.OutOrStdout()
-	fmt.Fprintf(w, "up would bring up node %s with %s, and its data in %s\n", plan.Cluster.NodeName, plan.Version, o.DataDir)
-	fmt.Fprintf(w, "pods in %s, Services in %s\n", plan.Cluster.PodCIDR(), plan.Cluster.ServiceCIDR)
+	c, command := plan.Cluster, cmd.Name()
+	fmt.Fprintf(w, "%s would bring up node %s with %s, and its data in %s\n", command, c.NodeName, plan.Version, o.DataDir)
+	if c.Joined() {
+		fmt.Fprintf(w, "it would be one of the cluster of %s\n", c.Server)
+	}
+	pods := c.PodCIDR().String()
+	if !c.PodCIDR().IsValid() {
+		pods = fmt.Sprintf("a part of %s that the server gives", c.ClusterCIDR)
+	}
+	fmt.Fprintf(w, "pods in %s, Services in %s\n", pods, c.ServiceCIDR)
 	fmt.Fprintf(w, "it would run %s\n", plan.Rung)
 	for _, f := range plan.Warnings() {
 		fmt.Fprintf(w, "warning: %s: %s\n  (%s)\n", f.Title, f.Action, f.Evidence)
 	}
 	printPlan(w, plan.Plan)
-	fmt.Fprintln(w, "nothing was changed; next: k3s9p up")
+	fmt.Fprintf(w, "nothing was changed; next: k3s9p %s\n", command)
 	return nil
 }

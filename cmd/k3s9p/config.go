@@ -90,8 +90,10 @@ func configurable(root *cobra.Command) []string {
 		}
 	}
 	root.PersistentFlags().VisitAll(collect)
-	if up, _, err := root.Find([]string{"up"}); err == nil {
-		up.LocalFlags().VisitAll(collect)
+	for _, name := range []string{"up", "join"} {
+		if cmd, _, err := root.Find([]string{name}); err == nil {
+			cmd.LocalFlags().VisitAll(collect)
+		}
 	}
 	slices.Sort(names)
 	return slices.Compact(names)

@@ -1,6 +1,5 @@
-// Command k3s9p brings up a cluster of one node on filesystems where nobody
-// thought a node could run: it carries a distribution of Kubernetes in its own
-// file.
+// Command k3s9p brings up a cluster on filesystems where nobody thought a node could
+// run: it carries a distribution of Kubernetes in its own file.
 //
 // The rules of its output: results and the next command to type go to standard
 // output, progress and errors to standard error. An error is one line that begins

@@ -25,7 +25,7 @@ const (
 func root() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "k3s9p",
-		Short: "A Kubernetes cluster of one node, in sandboxes too, in one file",
+		Short: "A Kubernetes cluster, in sandboxes too, in one file",
 		Example: `  k3s9p up --detach              # a cluster, ready to use
   k3s9p kubectl get nodes
   k3s9p down --purge             # and nothing is left of it`,
@@ -44,7 +44,7 @@ func root() *cobra.Command {
 		id       string
 		commands []*cobra.Command
 	}{
-		{clusterGroup, []*cobra.Command{checkCommand(), upCommand(), statusCommand(), logsCommand(), downCommand()}},
+		{clusterGroup, []*cobra.Command{checkCommand(), upCommand(), joinCommand(), tokenCommand(), statusCommand(), logsCommand(), downCommand()}},
 		{useGroup, []*cobra.Command{kubectlCommand(), ctrCommand(), kubeconfigCommand()}},
 		{fileGroup, []*cobra.Command{versionCommand(), unpackCommand()}},
 	} {

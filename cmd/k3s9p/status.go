@@ -54,7 +54,7 @@ func printStatus(w io.Writer, s node.State) error {
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	rows := [][2]string{
-		{"node", s.Cluster.NodeName}, {"Kubernetes", s.Version}, {"apiserver", s.Server},
+		{"node", s.Cluster.NodeName}, {"address", s.Address}, {"Kubernetes", s.Version}, {"apiserver", s.Server},
 		{"pods", s.Cluster.PodCIDR().String()}, {"Services", s.Cluster.ServiceCIDR.String()},
 		{"privileges", privileges(s)}, {"data", s.DataDir},
 	}

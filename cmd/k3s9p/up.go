@@ -28,39 +28,54 @@ Ready, and k3s9p down ends it.`,
   k3s9p up --kubelet-arg max-pods=20`,
 		Args: cobra.NoArgs,
 	}
-	dryRun := cmd.Flags().Bool("dry-run", false, "say what would be done, and change nothing")
-	cmd.Flags().BoolVar(&o.Detach, "detach", false, "return when the node is Ready, and leave it running")
-	cmd.Flags().DurationVar(&o.Wait, "wait", node.DefaultWait, "how long the node may take to be Ready")
-	cmd.Flags().StringVar(&o.Images, "images", "", "a directory with image archives to import")
-	cmd.Flags().StringVar(&o.NodeName, "node-name", "", "the name of the node (default: the host name)")
+	dryRun := nodeFlags(cmd, &o)
 	cmd.Flags().StringVar(&o.ClusterCIDR, "cluster-cidr", "", "the network of pods (default: 10.42.0.0/16, or another one that is free)")
 	cmd.Flags().StringVar(&o.ServiceCIDR, "service-cidr", "", "the network of Services (default: 10.43.0.0/16, or another one that is free)")
 	cmd.Flags().StringSliceVar(&o.Disable, "disable", nil, "leave out a part of the cluster: "+strings.Join(node.AddOns, ", "))
-	cmd.Flags().StringArrayVar(&o.KubeletArgs, "kubelet-arg", nil, "a further flag of the kubelet, as name=value; may be repeated")
-	cmd.Flags().StringArrayVar(&o.APIServerArgs, "kube-apiserver-arg", nil, "the same for kube-apiserver")
+	cmd.Flags().StringArrayVar(&o.APIServerArgs, "kube-apiserver-arg", nil, "a further flag of kube-apiserver, as name=value; may be repeated")
 	cmd.Flags().StringArrayVar(&o.ControllerManagerArgs, "kube-controller-manager-arg", nil, "the same for kube-controller-manager")
 	cmd.Flags().StringArrayVar(&o.SchedulerArgs, "kube-scheduler-arg", nil, "the same for kube-scheduler")
 	cmd.Flags().StringVar(&o.Rootless, "rootless", node.RootlessAuto, "always, or never, in namespaces of its own, which need no privileges (default: auto, where privileges are missing)")
 	cmd.Flags().Lookup("rootless").NoOptDefVal = node.RootlessAlways
 	cmd.Flags().StringVar(&o.Network, "network", "", "none: the cluster reaches nothing outside (default: what this machine reaches)")
-	cmd.Flags().StringArrayVar(&o.Publish, "publish", nil, "a further port of this machine for a node port, as [ADDRESS:]PORT:NODEPORT; may be repeated")
-	_ = cmd.MarkFlagDirname("images")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		o.DataDir = dataDir(cmd)
-		if *dryRun {
-			return explain(dry(cmd, o))
-		}
-		return explain(node.Up(o, func() {
-			w := cmd.OutOrStdout()
-			fmt.Fprintln(w, "the cluster is ready; next: k3s9p kubectl get nodes")
-			if o.Detach {
-				fmt.Fprintln(w, "it runs in the background until k3s9p down")
-				return
-			}
-			fmt.Fprintln(w, "it runs until Ctrl-C")
-		}))
+		return bringUp(cmd, o, *dryRun)
 	}
 	return cmd
+}
+
+// nodeFlags adds those of every node, and returns whether to do nothing.
+func nodeFlags(cmd *cobra.Command, o *node.Options) (dryRun *bool) {
+	dryRun = cmd.Flags().Bool("dry-run", false, "say what would be done, and change nothing")
+	cmd.Flags().BoolVar(&o.Detach, "detach", false, "return when the node is Ready, and leave it running")
+	cmd.Flags().DurationVar(&o.Wait, "wait", node.DefaultWait, "how long the node may take to be Ready")
+	cmd.Flags().StringVar(&o.Images, "images", "", "a directory with image archives to import")
+	cmd.Flags().StringVar(&o.NodeName, "node-name", "", "the name of the node (default: the host name)")
+	cmd.Flags().StringVar(&o.AdvertiseAddress, "advertise-address", "", "the address of this machine that other nodes reach it at (default: the one that leads to the server, or that of the default route)")
+	cmd.Flags().StringArrayVar(&o.KubeletArgs, "kubelet-arg", nil, "a further flag of the kubelet, as name=value; may be repeated")
+	cmd.Flags().StringArrayVar(&o.Publish, "publish", nil, "a further port of this machine for a node port, as [ADDRESS:]PORT:NODEPORT; may be repeated")
+	_ = cmd.MarkFlagDirname("images")
+	return dryRun
+}
+
+func bringUp(cmd *cobra.Command, o node.Options, dryRun bool) error {
+	if dryRun {
+		return explain(dry(cmd, o))
+	}
+	return explain(node.Up(o, func() {
+		w := cmd.OutOrStdout()
+		if state, err := node.Status(o.DataDir); err == nil && state.Cluster != nil && state.Cluster.Joined() {
+			fmt.Fprintf(w, "node %s is Ready; next, on the server: k3s9p kubectl get nodes\n", state.Cluster.NodeName)
+		} else {
+			fmt.Fprintln(w, "the cluster is ready; next: k3s9p kubectl get nodes")
+		}
+		if o.Detach {
+			fmt.Fprintln(w, "it runs in the background until k3s9p down")
+			return
+		}
+		fmt.Fprintln(w, "it runs until Ctrl-C")
+	}))
 }
 
 func downCommand() *cobra.Command {

@@ -54,8 +54,12 @@ func passthrough(name, short, example string, with func(node.Paths) (args, env [
 			if err != nil {
 				return err
 			}
-			if _, err := os.Open(p.Kubeconfig()); errors.Is(err, os.ErrPermission) {
+			_, err = os.Open(p.Kubeconfig())
+			switch {
+			case errors.Is(err, os.ErrPermission):
 				return hint.Add(err, "the cluster belongs to root: sudo k3s9p %s …", name)
+			case name == "kubectl" && errors.Is(err, os.ErrNotExist):
+				return noKubeconfig(p.Data)
 			}
 			more, env := with(p)
 			argv := append(append([]string{name}, more...), args...)
@@ -73,7 +77,7 @@ func kubeconfigCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			data, err := os.ReadFile(node.Paths{Data: dataDir(cmd)}.Kubeconfig())
 			if errors.Is(err, os.ErrNotExist) {
-				return hint.Add(fmt.Errorf("there is no cluster in %s", dataDir(cmd)), "k3s9p up makes one")
+				return noKubeconfig(dataDir(cmd))
 			}
 			if err == nil {
 				_, err = cmd.OutOrStdout().Write(data)
@@ -81,6 +85,14 @@ func kubeconfigCommand() *cobra.Command {
 			return err
 		},
 	}
+}
+
+// noKubeconfig is the error about a data directory without one.
+func noKubeconfig(dir string) error {
+	if state, err := node.Status(dir); err == nil && state.Cluster != nil && state.Cluster.Joined() {
+		return hint.Add(fmt.Errorf("this node has joined the cluster of %s, and has no administrator's kubeconfig", state.Cluster.Server), "use k3s9p kubectl and k3s9p kubeconfig on that server")
+	}
+	return hint.Add(fmt.Errorf("there is no cluster in %s", dir), "k3s9p up makes one")
 }
 
 func logsCommand() *cobra.Command {

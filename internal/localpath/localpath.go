@@ -13,6 +13,7 @@ package localpath
 import (
 	"fmt"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -53,7 +54,7 @@ func Wanted(place Place, claims []corev1.PersistentVolumeClaim, volumes []corev1
 	for i := range volumes {
 		v := &volumes[i]
 		there[v.Name] = true
-		if v.Annotations[provisionedBy] == Provisioner && v.Status.Phase == corev1.VolumeReleased &&
+		if v.Annotations[provisionedBy] == Provisioner && isOn(v, place.Node) && v.Status.Phase == corev1.VolumeReleased &&
 			v.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete && v.DeletionTimestamp == nil {
 			remove = append(remove, v)
 		}
@@ -72,6 +73,18 @@ func Wanted(place Place, claims []corev1.PersistentVolumeClaim, volumes []corev1
 		create = append(create, place.volumeOf(c))
 	}
 	return create, remove, refused
+}
+
+// isOn reports whether a volume is a directory of a node.
+func isOn(v *corev1.PersistentVolume, node string) bool {
+	return reflect.DeepEqual(v.Spec.NodeAffinity, on(node))
+}
+
+// on keeps pods with a volume on the node that has it.
+func on(node string) *corev1.VolumeNodeAffinity {
+	return &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+		MatchExpressions: []corev1.NodeSelectorRequirement{{Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn, Values: []string{node}}},
+	}}}}
 }
 
 func (p Place) refusal(c *corev1.PersistentVolumeClaim) string {
@@ -109,9 +122,7 @@ func (p Place) volumeOf(c *corev1.PersistentVolumeClaim) *corev1.PersistentVolum
 			PersistentVolumeSource: corev1.PersistentVolumeSource{
 				HostPath: &corev1.HostPathVolumeSource{Path: filepath.Join(p.Dir, name+"_"+c.Namespace+"_"+c.Name), Type: &kind},
 			},
-			NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
-				MatchExpressions: []corev1.NodeSelectorRequirement{{Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn, Values: []string{p.Node}}},
-			}}}},
+			NodeAffinity: on(p.Node),
 		},
 	}
 }

@@ -40,7 +40,16 @@ const volumes = `
   spec: {persistentVolumeReclaimPolicy: Delete, hostPath: {path: /data/pvc-5_default_made}}
   status: {phase: Available}
 - metadata: {name: pvc-8, annotations: {pv.kubernetes.io/provisioned-by: k3s9p.local/local-path}}
-  spec: {persistentVolumeReclaimPolicy: Delete, hostPath: {path: /data/pvc-8_default_gone}}
+  spec:
+    persistentVolumeReclaimPolicy: Delete
+    hostPath: {path: /data/pvc-8_default_gone}
+    nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [here]}]}]}}
+  status: {phase: Released}
+- metadata: {name: pvc-11, annotations: {pv.kubernetes.io/provisioned-by: k3s9p.local/local-path}}
+  spec:
+    persistentVolumeReclaimPolicy: Delete
+    hostPath: {path: /data/pvc-11_default_there}
+    nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [there]}]}]}}
   status: {phase: Released}
 - metadata: {name: pvc-9, annotations: {pv.kubernetes.io/provisioned-by: k3s9p.local/local-path}}
   spec: {persistentVolumeReclaimPolicy: Retain, hostPath: {path: /data/pvc-9_default_kept}}

@@ -322,6 +322,47 @@ func TestTraffic(t *testing.T) {
 	}
 }
 
+// What pods send to pods of other nodes keeps their address, except for TCP by a proxy;
+// what they send to the world does not.
+func TestOtherNodes(t *testing.T) {
+	needRoot(t)
+	others := netip.MustParsePrefix("192.0.2.0/24")
+	for name, test := range map[string]struct {
+		rules         []Rule
+		others, world string // who answers TCP
+	}{
+		"masquerade": {MasqueradePods("cni0", pods, others), "outside from 10.42.0.2 to ", "outside from 192.0.2.2 to "},
+		"proxy":      {ProxyPods("cni0", services, 15001, pods, others, &Uplink{"eth0", uplink}), "proxy from 10.42.0.2 to 192.0.2.1:80", "proxy from 10.42.0.2 to 203.0.113.5:80"},
+	} {
+		for _, backend := range Backends() {
+			t.Run(backend.String()+"/"+name, func(t *testing.T) {
+				if err := Supports(backend, test.rules); err != nil {
+					t.Skipf("this kernel does not take the rules: %v", err)
+				}
+				c := newCluster(t)
+				c.outside.serve(t, "outside", 80)
+				c.outside.servePackets(t, "outside", 53)
+				c.node.serve(t, "proxy", 15001)
+				if err := c.node.do(func() error { return backend.Apply(test.rules) }); err != nil {
+					t.Fatal(err)
+				}
+				for _, way := range []struct{ network, address, want string }{
+					{"udp4", "192.0.2.1:53", "outside from 10.42.0.2"},
+					{"tcp4", "192.0.2.1:80", test.others},
+					{"tcp4", "203.0.113.5:80", test.world},
+				} {
+					if got := c.pod.ask(way.network, way.address); !strings.Contains(got, way.want) {
+						t.Errorf("%s to %s: got %q, want %q in it", way.network, way.address, got, way.want)
+					}
+				}
+				if err := c.node.do(backend.Remove); err != nil {
+					t.Fatal(err)
+				}
+			})
+		}
+	}
+}
+
 func pod(c cluster) *namespace     { return c.pod }
 func node(c cluster) *namespace    { return c.node }
 func outside(c cluster) *namespace { return c.outside }

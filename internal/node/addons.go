@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"embed"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -49,7 +50,11 @@ const addOnPrefix = "k3s9p-"
 // writeAddOns puts the manifests of the add-ons into the directory of manifests, and
 // removes those of what is disabled. It returns the names of the files.
 func (n *Node) writeAddOns() (names []string, err error) {
-	values := strings.NewReplacer("DNS_ADDRESS", n.cluster.DNS().String(), "DNS_ENDPOINT", n.dnsEndpoint().String(), "METRICS_PORT", strconv.Itoa(metricsPort))
+	settings, err := json.Marshal(clusterSettings{n.cluster.ClusterCIDR, n.cluster.ServiceCIDR, n.options.Disable})
+	if err != nil {
+		return nil, err
+	}
+	values := strings.NewReplacer("DNS_ADDRESS", n.cluster.DNS().String(), "DNS_ENDPOINT", n.dnsEndpoint().String(), "METRICS_PORT", strconv.Itoa(metricsPort), "SETTINGS", string(settings))
 	entries, err := addOnManifests.ReadDir("addons")
 	if err != nil {
 		return nil, err
@@ -74,12 +79,17 @@ func (n *Node) writeAddOns() (names []string, err error) {
 	return names, nil
 }
 
-// addOns makes the objects of the add-ons; those of the user's manifests come later.
+// forOthers is the manifest of what other nodes need.
+const forOthers = addOnPrefix + "nodes.yaml"
+
+// addOns makes the objects of the add-ons; those of the user's manifests, and what other
+// nodes need, come later.
 func (n *Node) addOns(ctx context.Context) error {
 	names, err := n.writeAddOns()
 	if err != nil {
 		return fmt.Errorf("write the manifests of the add-ons: %w", err)
 	}
+	names = slices.DeleteFunc(names, func(name string) bool { return name == forOthers })
 	if err := n.openManifests(); err != nil {
 		return err
 	}
@@ -99,6 +109,9 @@ func (n *Node) describeAddOns() []AddOn {
 		servicesAddOn: n.plan.Explain(blocker.Services),
 		metricsAddOn:  topSilent,
 		storageAddOn:  "StorageClass local-path, directories in " + n.paths.storage(),
+	}
+	if n.cluster.Joined() {
+		how[metricsAddOn] = "by the server"
 	}
 	var all []AddOn
 	for _, name := range AddOns {

@@ -20,11 +20,12 @@ func TestAddOnManifests(t *testing.T) {
 	if err := writeFile(filepath.Join(n.paths.Manifests(), "dns.yaml"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
+	others := []string{"Role kube-system/k3s9p:join", "RoleBinding kube-system/k3s9p:join", "ClusterRole k3s9p:node", "ClusterRoleBinding k3s9p:node", "ValidatingAdmissionPolicy k3s9p-node", "ValidatingAdmissionPolicyBinding k3s9p-node", "ConfigMap kube-system/k3s9p"}
 	for _, step := range []struct{ disable, objects []string }{
 		{nil, []string{"ClusterRole k3s9p:coredns", "ClusterRoleBinding k3s9p:coredns", "Service kube-system/kube-dns", "EndpointSlice kube-system/kube-dns",
-			"ClusterRole system:aggregated-metrics-reader", "ClusterRole system:metrics-server", "ClusterRoleBinding system:metrics-server", "ClusterRoleBinding metrics-server:system:auth-delegator", "Service kube-system/metrics-server", "APIService v1beta1.metrics.k8s.io", "StorageClass local-path"}},
-		{[]string{"dns", "metrics"}, []string{"StorageClass local-path"}},
-		{[]string{"storage", "services", "metrics"}, []string{"ClusterRole k3s9p:coredns", "ClusterRoleBinding k3s9p:coredns", "Service kube-system/kube-dns", "EndpointSlice kube-system/kube-dns"}},
+			"ClusterRole system:aggregated-metrics-reader", "ClusterRole system:metrics-server", "ClusterRoleBinding system:metrics-server", "ClusterRoleBinding metrics-server:system:auth-delegator", "Service kube-system/metrics-server", "APIService v1beta1.metrics.k8s.io", "others", "StorageClass local-path"}},
+		{[]string{"dns", "metrics"}, []string{"others", "StorageClass local-path"}},
+		{[]string{"storage", "services", "metrics"}, []string{"ClusterRole k3s9p:coredns", "ClusterRoleBinding k3s9p:coredns", "Service kube-system/kube-dns", "EndpointSlice kube-system/kube-dns", "others"}},
 	} {
 		n.options.Disable = step.disable
 		// kube-proxy has the address that pods are told for the Service.
@@ -63,9 +64,13 @@ func TestAddOnManifests(t *testing.T) {
 				if o.Ref.String() == "Service kube-system/kube-dns" && !strings.Contains(string(o.JSON), `"clusterIP":"10.43.0.10"`) {
 					t.Errorf("the Service of the DNS server is %s", o.JSON)
 				}
+				if o.Ref.Kind == "ConfigMap" && !strings.Contains(string(o.JSON), `\"clusterCIDR\":\"10.42.0.0/16\"`) {
+					t.Errorf("nodes that join are told %s", o.JSON)
+				}
 			}
 		}
-		if !slices.Equal(objects, step.objects) {
+		i := slices.Index(step.objects, "others")
+		if want := slices.Concat(step.objects[:i], others, step.objects[i+1:]); !slices.Equal(objects, want) {
 			t.Errorf("without %v the objects are %q", step.disable, objects)
 		}
 	}

@@ -33,27 +33,29 @@ const kubeletServing = "kubelet-serving"
 // sandbox has nobody who would renew them.
 const validity = "87600h"
 
-// kubeadmConfig is what kubeadm's phases are told (kubeadm.k8s.io/v1beta4).
-func (n *Node) kubeadmConfig() ([]byte, error) {
+// kubeadmConfig is what kubeadm's phases are told (kubeadm.k8s.io/v1beta4), with bootstrap
+// tokens to make.
+func kubeadmConfig(p Paths, c Cluster, version string, tokens ...map[string]any) ([]byte, error) {
 	type object = map[string]any
 	var config bytes.Buffer
 	for _, document := range []object{
 		{
 			"apiVersion": "kubeadm.k8s.io/v1beta4", "kind": "InitConfiguration",
-			"localAPIEndpoint": object{"advertiseAddress": n.cluster.Address().String(), "bindPort": port},
-			"nodeRegistration": object{"name": n.cluster.NodeName, "criSocket": "unix://" + n.paths.Containerd()},
+			"localAPIEndpoint": object{"advertiseAddress": c.Address().String(), "bindPort": port},
+			"nodeRegistration": object{"name": c.NodeName, "criSocket": "unix://" + p.Containerd()},
+			"bootstrapTokens":  tokens,
 		},
 		{
 			"apiVersion": "kubeadm.k8s.io/v1beta4", "kind": "ClusterConfiguration",
-			"kubernetesVersion":           strings.Split(n.version, "+")[0],
-			"certificatesDir":             n.paths.pki(),
+			"kubernetesVersion":           strings.Split(version, "+")[0],
+			"certificatesDir":             p.pki(),
 			"certificateValidityPeriod":   validity,
 			"caCertificateValidityPeriod": validity,
 			"encryptionAlgorithm":         "ECDSA-P256",
 			// An external datastore needs no certificates of etcd; kine is a socket.
 			"etcd":       object{"external": object{"endpoints": []string{"http://127.0.0.1:2379"}}},
-			"networking": object{"serviceSubnet": n.cluster.ServiceCIDR.String(), "podSubnet": n.cluster.ClusterCIDR.String()},
-			"apiServer":  object{"certSANs": []string{"127.0.0.1", "localhost", n.cluster.NodeName}},
+			"networking": object{"serviceSubnet": c.ServiceCIDR.String(), "podSubnet": c.ClusterCIDR.String()},
+			"apiServer":  object{"certSANs": []string{"127.0.0.1", "localhost", c.NodeName}},
 		},
 	} {
 		data, err := yaml.Marshal(document)
@@ -69,7 +71,7 @@ func (n *Node) kubeadmConfig() ([]byte, error) {
 // certificates makes the authorities, certificates and kubeconfigs, or keeps those
 // that are there, as kubeadm does.
 func (n *Node) certificates(ctx context.Context) error {
-	config, err := n.kubeadmConfig()
+	config, err := kubeadmConfig(n.paths, n.cluster, n.version)
 	if err != nil {
 		return err
 	}
@@ -121,12 +123,12 @@ func (n *Node) kubeletCertificate() error {
 	if err != nil {
 		return fmt.Errorf("read the authority of the cluster: %w", err)
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, encoded, err := newKey()
 	if err != nil {
 		return err
 	}
 	certificate, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		Subject:     pkix.Name{Organization: []string{"system:nodes"}, CommonName: "system:node:" + n.cluster.NodeName},
+		Subject:     pkix.Name{Organization: []string{nodesGroup}, CommonName: nodeUser(n.cluster.NodeName)},
 		DNSNames:    []string{n.cluster.NodeName, "localhost"},
 		IPAddresses: []net.IP{n.cluster.Address().AsSlice(), net.IPv4(127, 0, 0, 1)},
 		NotBefore:   authority.Leaf.NotBefore,
@@ -137,17 +139,32 @@ func (n *Node) kubeletCertificate() error {
 	if err != nil {
 		return fmt.Errorf("make the kubelet's certificate: %w", err)
 	}
-	encoded, err := x509.MarshalPKCS8PrivateKey(key)
+	return n.writeServing(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}), encoded)
+}
+
+// newKey makes a private key, and returns it as PEM too.
+func newKey() (*ecdsa.PrivateKey, []byte, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
+	encoded, err := x509.MarshalPKCS8PrivateKey(key)
+	return key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: encoded}), err
+}
+
+// writeServing writes what the kubelet serves with.
+func (n *Node) writeServing(certificate, key []byte) error {
 	return errors.Join(
-		writeFile(n.paths.etc(kubeletServing+".crt"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}), 0o644),
-		writeFile(n.paths.etc(kubeletServing+".key"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: encoded}), 0o600))
+		writeFile(n.paths.etc(kubeletServing+".crt"), certificate, 0o644),
+		writeFile(n.paths.etc(kubeletServing+".key"), key, 0o600))
 }
 
 func (n *Node) kubeadm(ctx context.Context, args ...string) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, n.program("kubeadm"), args...)
+	return kubeadm(ctx, n.program("kubeadm"), args...)
+}
+
+func kubeadm(ctx context.Context, program string, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, program, args...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	output, err := cmd.Output()

@@ -78,7 +78,7 @@ func (r Rung) plan(ctx context.Context, o Options) (blocker.Plan, error) {
 
 func (r Rung) planHere(ctx context.Context, o Options) (blocker.Plan, error) {
 	p := Paths{o.DataDir}
-	routes, err := routesOf()
+	routes, err := routesOf(p)
 	if err != nil {
 		return blocker.Plan{}, err
 	}
@@ -135,7 +135,7 @@ func DryRun(ctx context.Context, o Options) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	build, cluster, err := preflight(o, rung.ports(o))
+	build, cluster, err := preflight(o, rung, rung.ports)
 	if err == nil {
 		err = rung.uplink(ctx, o)
 	}

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	clientcmd "k8s.io/client-go/tools/clientcmd/api/v1"
 	"sigs.k8s.io/yaml"
 )
 
@@ -25,48 +26,37 @@ import (
 type client struct {
 	http   *http.Client
 	server string
+	token  string // what it says who it is by, where that is no certificate
 }
 
-// kubeconfig is the part that kubeadm writes (client-go tools/clientcmd/api/v1).
-type kubeconfig struct {
-	Clusters []struct {
-		Cluster struct {
-			Server string `json:"server"`
-			CA     []byte `json:"certificate-authority-data"`
-		} `json:"cluster"`
-	} `json:"clusters"`
-	Users []struct {
-		User struct {
-			Certificate []byte `json:"client-certificate-data"`
-			Key         []byte `json:"client-key-data"`
-		} `json:"user"`
-	} `json:"users"`
-}
-
+// newClient asks as the user of a kubeconfig that has one, of one cluster.
 func newClient(file string) (*client, error) {
 	data, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}
-	var config kubeconfig
-	if err := yaml.Unmarshal(data, &config); err != nil || len(config.Clusters) == 0 || len(config.Users) == 0 {
+	var config clientcmd.Config
+	if err := yaml.Unmarshal(data, &config); err != nil || len(config.Clusters) == 0 || len(config.AuthInfos) == 0 {
 		return nil, errors.Join(fmt.Errorf("%s is not a kubeconfig with a cluster and a user", file), err)
 	}
-	pair, err := tls.X509KeyPair(config.Users[0].User.Certificate, config.Users[0].User.Key)
+	user, cluster := config.AuthInfos[0].AuthInfo, config.Clusters[0].Cluster
+	pair, err := tls.X509KeyPair(user.ClientCertificateData, user.ClientKeyData)
 	if err != nil {
 		return nil, fmt.Errorf("the certificate in %s: %w", file, err)
 	}
 	authorities := x509.NewCertPool()
-	if !authorities.AppendCertsFromPEM(config.Clusters[0].Cluster.CA) {
+	if !authorities.AppendCertsFromPEM(cluster.CertificateAuthorityData) {
 		return nil, fmt.Errorf("%s has no certificate authority", file)
 	}
-	return &client{
-		server: config.Clusters[0].Cluster.Server,
-		http: &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
-			// Not by the proxy of the environment: it is on this machine.
-			TLSClientConfig: &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: authorities},
-		}},
-	}, nil
+	return clientOf(cluster.Server, &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: authorities, ServerName: cluster.TLSServerName}), nil
+}
+
+func clientOf(server string, config *tls.Config) *client {
+	return &client{server: server, http: &http.Client{
+		Timeout: 10 * time.Second,
+		// Not by the proxy of the environment: it is on this machine, or on one beside it.
+		Transport: &http.Transport{TLSClientConfig: config},
+	}}
 }
 
 // get reads an object. With nil for into the answer only has to be 200.
@@ -96,6 +86,15 @@ func (c *client) ensure(ctx context.Context, collection string, object metav1.Ob
 	return err
 }
 
+// merge changes some of the fields of an object (RFC 7386).
+func (c *client) merge(ctx context.Context, path string, fields any) error {
+	data, err := json.Marshal(fields)
+	if err == nil {
+		_, err = c.request(ctx, http.MethodPatch, path, "application/merge-patch+json", data)
+	}
+	return err
+}
+
 // answered reports whether an error is this answer of the apiserver.
 func answered(err error, code int) bool {
 	var failed *statusError
@@ -116,11 +115,14 @@ func (c *client) watch(ctx context.Context, collection string, changed func()) {
 }
 
 func (c *client) watchOnce(ctx context.Context, collection string, changed func()) error {
-	// Without a version the answer begins with all that is there.
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, c.server+collection+"?watch=true", nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, c.server+collection, nil)
 	if err != nil {
 		return err
 	}
+	// Without a version the answer begins with all that is there.
+	query := request.URL.Query()
+	query.Set("watch", "true")
+	request.URL.RawQuery = query.Encode()
 	patient := &http.Client{Transport: c.http.Transport} // without a limit of time
 	response, err := patient.Do(request)
 	if err != nil {
@@ -165,6 +167,9 @@ func (c *client) request(ctx context.Context, method, path, contentType string, 
 	}
 	request.Header.Set("Content-Type", contentType)
 	request.Header.Set("Accept", "application/json")
+	if c.token != "" {
+		request.Header.Set("Authorization", "Bearer "+c.token)
+	}
 	response, err := c.http.Do(request)
 	if err != nil {
 		return nil, err

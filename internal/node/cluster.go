@@ -7,16 +7,21 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/moby/sys/atomicwriter"
 	"github.com/vishvananda/netlink"
 
 	"k3s9p/internal/hint"
+	"k3s9p/internal/journal"
 )
 
-// format is the version of the data directory. One of a higher version is refused.
-const format = 1
+// format is the version of the data directory of a node with a control plane, and
+// joinedFormat that of one that has joined: a k3s9p that knows no others would take it
+// for a cluster of its own. One of a higher version is refused.
+const (
+	format       = 1
+	joinedFormat = 2
+)
 
 // Cluster is what stays the same as long as the data directory exists, and which
 // versions have used it.
@@ -27,19 +32,42 @@ type Cluster struct {
 	ClusterCIDR  netip.Prefix `json:"clusterCIDR"`
 	ServiceCIDR  netip.Prefix `json:"serviceCIDR"`
 	Versions                  // of the newest that has brought it up
+	// Server is the URL of the apiserver, on a node that has joined; a node with a control
+	// plane has none.
+	Server string `json:"server,omitempty"`
+	// Pods is the part of the cluster CIDR that the server has given a node that has joined.
+	Pods netip.Prefix `json:"podCIDR,omitzero"`
 }
+
+// Joined reports whether the control plane is on another node.
+func (c Cluster) Joined() bool { return c.Server != "" }
 
 // Bridge is the device of the pod network; its address is the node's and the
 // apiserver's: in gVisor pods do not reach the address of eth0.
 const Bridge = "cni0"
 
-// PodCIDR is the part of the cluster CIDR that this node's pods have.
+// PodCIDR is the part of the cluster CIDR that this node's pods have: the first one on the
+// node with the control plane. It is not valid before a node has joined.
 func (c Cluster) PodCIDR() netip.Prefix {
-	return netip.PrefixFrom(c.ClusterCIDR.Masked().Addr(), max(c.ClusterCIDR.Bits(), 24))
+	if c.Joined() {
+		return c.Pods
+	}
+	return c.first()
 }
 
+// first is the part of the cluster CIDR that the node with the control plane has.
+func (c Cluster) first() netip.Prefix {
+	return netip.PrefixFrom(c.ClusterCIDR.Masked().Addr(), c.nodeBits())
+}
+
+// nodeBits is the length of the prefix of a node's part of the cluster CIDR.
+func (c Cluster) nodeBits() int { return max(c.ClusterCIDR.Bits(), 24) }
+
 // Address is that of the bridge: the first one for pods.
-func (c Cluster) Address() netip.Addr { return c.PodCIDR().Addr().Next() }
+func (c Cluster) Address() netip.Addr { return gatewayOf(c.PodCIDR()) }
+
+// gatewayOf is the address of the bridge of a node whose pods have these addresses.
+func gatewayOf(pods netip.Prefix) netip.Addr { return pods.Addr().Next() }
 
 // APIService is the address of the Service kubernetes.default.
 func (c Cluster) APIService() netip.Addr { return c.ServiceCIDR.Masked().Addr().Next() }
@@ -69,6 +97,9 @@ func settle(p Paths, o Options, distribution string, routes []netip.Prefix) (Clu
 	}
 	if there == nil {
 		return choose(o, distribution, routes)
+	}
+	if err := there.sameServer(p, o); err != nil {
+		return Cluster{}, err
 	}
 	const purge = "k3s9p down --purge removes the cluster in it; --data-dir makes another one elsewhere"
 	for _, same := range []struct{ what, asked, is string }{
@@ -102,25 +133,21 @@ func readCluster(p Paths) (*Cluster, error) {
 	if err != nil {
 		return nil, hint.Add(fmt.Errorf("read the settings of the cluster in %s: %w", p.Data, err), "k3s9p down --purge removes it")
 	}
-	if c.Format > format {
-		return nil, hint.Add(fmt.Errorf("the data directory %s is of format %d, and this k3s9p knows formats up to %d", p.Data, c.Format, format), "use the newer k3s9p that made it, or another --data-dir")
+	if c.Format > joinedFormat {
+		return nil, hint.Add(fmt.Errorf("the data directory %s is of format %d, and this k3s9p knows formats up to %d", p.Data, c.Format, joinedFormat), "use the newer k3s9p that made it, or another --data-dir")
 	}
 	return &c, nil
 }
 
 func choose(o Options, distribution string, routes []netip.Prefix) (Cluster, error) {
-	c := Cluster{Format: format, Distribution: distribution, NodeName: o.NodeName}
-	if c.NodeName == "" {
-		name, err := os.Hostname()
-		if err != nil {
-			return Cluster{}, err
-		}
-		c.NodeName = strings.ToLower(name)
-	}
-	if problems := invalidNodeName(c.NodeName); problems != "" {
-		return Cluster{}, hint.Add(fmt.Errorf("%q cannot be the name of a node: %s", c.NodeName, problems), "--node-name NAME")
-	}
+	c := Cluster{Format: format, Distribution: distribution}
 	var err error
+	if c.NodeName, err = o.nodeName(); err != nil {
+		return Cluster{}, err
+	}
+	if o.Joining != nil {
+		return c.joining(*o.Joining, routes)
+	}
 	for _, candidate := range candidates {
 		if c.ClusterCIDR, err = prefix("cluster CIDR", "--cluster-cidr", o.ClusterCIDR, candidate[0]); err != nil {
 			return Cluster{}, err
@@ -189,9 +216,9 @@ func overlap(p netip.Prefix, routes []netip.Prefix) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
-// routesOf returns the networks that this machine has routes to, except by the
-// bridge of a node that was killed, and except for the default route.
-func routesOf() ([]netip.Prefix, error) {
+// routesOf returns the networks that this machine has routes to, except for what a node
+// that was killed has left, and except for the default route.
+func routesOf(p Paths) ([]netip.Prefix, error) {
 	list, err := netlink.RouteList(nil, netlink.FAMILY_V4)
 	if err != nil {
 		return nil, hint.Add(fmt.Errorf("ask the kernel for its routes (netlink): %w", err), "the pod network needs netlink and CAP_NET_ADMIN")
@@ -200,9 +227,10 @@ func routesOf() ([]netip.Prefix, error) {
 	if link, err := netlink.LinkByName(Bridge); err == nil {
 		own = link.Attrs().Index
 	}
+	left := journal.Again(p.journal(), routesRecord, routesChange{})
 	var routes []netip.Prefix
 	for _, route := range list {
-		if route.Dst == nil || route.LinkIndex == own {
+		if route.Dst == nil || route.LinkIndex == own || left.has(route) {
 			continue
 		}
 		address, ok := netip.AddrFromSlice(route.Dst.IP.To4())

@@ -96,10 +96,10 @@ func TestADataDirectoryKeepsItsCluster(t *testing.T) {
 			t.Errorf("%+v: %v", c, err)
 		}
 	}
-	if err := os.WriteFile(p.cluster(), []byte(`{"format": 2}`), 0o644); err != nil {
+	if err := os.WriteFile(p.cluster(), []byte(`{"format": 3}`), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := settle(p, Options{}, "kubernetes", nil); err == nil || !strings.Contains(err.Error(), "format 2") {
+	if _, err := settle(p, Options{}, "kubernetes", nil); err == nil || !strings.Contains(err.Error(), "format 3") {
 		t.Errorf("a directory of a newer version: %v", err)
 	}
 	if err := os.WriteFile(p.cluster(), []byte(`{`), 0o644); err != nil {

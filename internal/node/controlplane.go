@@ -143,7 +143,9 @@ func (n *Node) controllerManagerArgs() []string {
 		"--use-service-account-credentials=true",
 		"--service-cluster-ip-range="+n.cluster.ServiceCIDR.String(),
 		"--cluster-cidr="+n.cluster.ClusterCIDR.String(),
-		"--allocate-node-cidrs=false", // the one node's are in the configuration of its network
+		// Nodes that join are given theirs; this one has taken the first.
+		"--allocate-node-cidrs=true", fmt.Sprintf("--node-cidr-mask-size=%d", n.cluster.nodeBits()),
+		"--cluster-signing-duration="+validity,
 		"--controllers=*,bootstrapsigner,tokencleaner",
 		// At a first start each controller asks for an account of its own: with the
 		// default of 20 requests a second that takes five seconds.

@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// dnsUser is who the DNS server is to the apiserver.
+// dnsUser is who the DNS server is to the apiserver; on a node that has joined it is the
+// node itself.
 const dnsUser = "k3s9p:coredns"
 
 // corefile is the configuration of CoreDNS (its plugins kubernetes, forward, cache).
@@ -47,8 +48,12 @@ func (n *Node) dns(context.Context) error {
 	if forward == "" {
 		forward = "127.0.0.1:9" // nobody: names outside of the cluster fail at once
 	}
+	conf := n.paths.conf("coredns")
+	if n.cluster.Joined() {
+		conf = n.paths.conf("kubelet")
+	}
 	file := n.paths.etc("Corefile")
-	if err := writeFile(file, fmt.Appendf(nil, corefile, n.dnsEndpoint(), n.paths.conf("coredns"), forward), 0o644); err != nil {
+	if err := writeFile(file, fmt.Appendf(nil, corefile, n.dnsEndpoint(), conf, forward), 0o644); err != nil {
 		return err
 	}
 	return n.start(coredns, 10*time.Second, "-conf="+file)

@@ -1,6 +1,6 @@
-// Package node brings a cluster of one node up and down: the control plane, the
-// container runtime, the kubelet, the pod network and DNS, as processes of this
-// machine.
+// Package node brings a node up and down: the container runtime, the kubelet, the pod
+// network, DNS and, unless it joins the cluster of another node, the control plane, as
+// processes of this machine.
 //
 // The node lives in a mount namespace of its own: what is mounted for it ends with
 // it, whatever ended it, and no removal of its data can reach through a mount. The

@@ -57,7 +57,7 @@ func (n *Node) openEgress(context.Context) error {
 		n.log.Warn("pods reach nothing outside of the cluster")
 		return nil
 	case config.Masquerade:
-		rules = nat.MasqueradePods(Bridge, n.cluster.PodCIDR())
+		rules = nat.MasqueradePods(Bridge, n.cluster.PodCIDR(), n.cluster.ClusterCIDR)
 	case config.Proxy:
 		proxy, err := svcproxy.ListenEgress(netip.AddrPortFrom(n.cluster.Address(), 0), svcproxy.Policy{}, svcproxy.Options{Log: n.log, Dial: n.dialer()})
 		if err != nil {
@@ -68,7 +68,7 @@ func (n *Node) openEgress(context.Context) error {
 		if err != nil {
 			return err
 		}
-		rules = nat.ProxyPods(Bridge, []netip.Prefix{n.cluster.ClusterCIDR, n.cluster.ServiceCIDR}, proxy.Addr().Port(), n.cluster.PodCIDR(), up)
+		rules = nat.ProxyPods(Bridge, n.cluster.ServiceCIDR, proxy.Addr().Port(), n.cluster.PodCIDR(), n.cluster.ClusterCIDR, up)
 	}
 	change := newNatChange(egress.Backend)
 	change.rules = rules

@@ -29,9 +29,9 @@ func (n *Node) followIDs(ctx context.Context) {
 	defer conn.Close()
 	images := cri.NewImageServiceClient(conn)
 	reported := make(map[types.UID]bool)
-	n.follow(ctx, []string{podsPath}, func() error {
+	n.follow(ctx, []string{n.podsPath()}, func() error {
 		var pods corev1.PodList
-		if err := n.client.get(ctx, podsPath, &pods); err != nil {
+		if err := n.client.get(ctx, n.podsPath(), &pods); err != nil {
 			return err
 		}
 		for _, pod := range pods.Items {

@@ -39,7 +39,7 @@ func KubeletArgs(s config.Settings, files config.Files, nodeName string) []strin
 // remembers that of the last one.
 func (n *Node) nodeReady(ctx context.Context) error {
 	var node corev1.Node
-	if err := n.client.get(ctx, "/api/v1/nodes/"+n.cluster.NodeName, &node); err != nil {
+	if err := n.client.get(ctx, n.nodePath(), &node); err != nil {
 		return err
 	}
 	for _, condition := range node.Status.Conditions {
@@ -57,17 +57,23 @@ func (n *Node) nodeReady(ctx context.Context) error {
 }
 
 // ready waits until a user can run a pod: the node is Ready, pods have a service
-// account, names resolve, and the APIs are complete.
+// account, names resolve, and the APIs are complete; a node that joins reaches the server
+// on the pod network.
 func (n *Node) ready(ctx context.Context) error {
 	account := func(ctx context.Context) error {
 		return n.client.get(ctx, "/api/v1/namespaces/default/serviceaccounts/default", nil)
 	}
-	conditions := []func(context.Context) error{n.nodeReady, account}
+	conditions := []func(context.Context) error{n.nodeReady}
+	if n.cluster.Joined() {
+		conditions = append(conditions, n.serverReached)
+	} else {
+		conditions = append(conditions, account)
+		if n.options.has(metricsAddOn) {
+			conditions = append(conditions, n.metricsAnswer)
+		}
+	}
 	if n.options.has(dnsAddOn) {
 		conditions = append(conditions, n.dnsAnswers)
-	}
-	if n.options.has(metricsAddOn) {
-		conditions = append(conditions, n.metricsAnswer)
 	}
 	for _, condition := range conditions {
 		if err := n.supervisor.Await(ctx, condition, kine, controlPlane, containerd, kubelet, coredns); err != nil {

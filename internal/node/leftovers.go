@@ -30,6 +30,7 @@ func clean(p Paths) error {
 		forgetNamespaces(p),
 		journal.Undo[cgroupsChange](p.journal(), cgroupsRecord),
 		journal.Undo[kubeProxyChange](p.journal(), kubeProxyRecord),
+		journal.Undo[routesChange](p.journal(), routesRecord),
 		journal.Undo[natChange](p.journal(), rulesRecord),
 		journal.Undo[bridgeChange](p.journal(), bridgeRecord),
 		journal.Undo[forwardChange](p.journal(), forwardRecord),

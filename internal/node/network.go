@@ -40,6 +40,9 @@ func (c bridgeChange) addresses() []netip.Prefix {
 }
 
 func (c bridgeChange) String() string {
+	if !c.cluster.PodCIDR().IsValid() {
+		return fmt.Sprintf("make the bridge %s with an address that the server gives, and %s", c.Name, c.cluster.DNS())
+	}
 	return fmt.Sprintf("make the bridge %s with %v", c.Name, c.addresses())
 }
 

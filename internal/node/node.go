@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -29,7 +30,8 @@ import (
 	"k3s9p/internal/svcproxy"
 )
 
-// Node is a cluster of one node while it is brought up, runs and is brought down.
+// Node is a node, with the control plane or one that has joined, while it is brought up,
+// runs and is brought down.
 type Node struct {
 	options    Options
 	paths      Paths
@@ -37,6 +39,7 @@ type Node struct {
 	version    string // of Kubernetes
 	bundle     string // the directory of the programs
 	cluster    Cluster
+	advertise  netip.Addr       // where other nodes reach this machine; not valid if they cannot
 	outside    *outside.Network // of a node in namespaces of its own
 	plan       blocker.Plan
 	files      config.Files
@@ -58,28 +61,38 @@ type Node struct {
 	state  State // guarded by saving
 }
 
-// step is a part of bringing the node up. What it says when it is done may be
-// empty.
+// step is a part of bringing a node up. What it says when it is done may be empty.
 type step struct {
 	title string
 	do    func(ctx context.Context) (string, error)
+	of    nodes
 }
 
-// up brings the node up. What it did until an error is taken back by down.
-func (n *Node) up(ctx context.Context) error {
+// nodes are those that have a step.
+type nodes uint8
+
+const (
+	every   nodes = iota
+	servers       // those with a control plane
+	joined        // those without
+)
+
+func (s step) isOf(c Cluster) bool { return s.of == every || c.Joined() == (s.of == joined) }
+
+// steps are those of all nodes, in their order.
+func (n *Node) steps() []step {
 	var runtime errgroup.Group
-	for _, s := range []step{
-		{"unpack the programs", n.unpack},
-		{"check and fix the machine", n.fix},
-		{"make the pod network", func(ctx context.Context) (string, error) {
-			err := n.bridge(ctx)
-			if err == nil {
-				err = n.openEgress(ctx)
-			}
+	return []step{
+		{title: "unpack the programs", do: n.unpack},
+		{title: "join the cluster", do: n.join, of: joined},
+		{title: "check and fix the machine", do: n.fix},
+		{title: "make the pod network", do: func(ctx context.Context) (string, error) {
+			_, err := plain(n.bridge, n.openEgress)(ctx)
 			return n.plan.Value(blocker.Egress), err
 		}},
-		{"start the container runtime and the datastore", func(context.Context) (string, error) {
-			err := errors.Join(n.containerRuntime(ctx), n.datastore(ctx))
+		{title: "add routes to the other nodes", do: plain(n.syncNodes, n.publishServer), of: joined},
+		{title: "start the container runtime", do: func(ctx context.Context) (string, error) {
+			err := n.containerRuntime(ctx)
 			if err == nil {
 				runtime.Go(func() error {
 					if err := n.runtimeReady(ctx); err != nil {
@@ -90,12 +103,20 @@ func (n *Node) up(ctx context.Context) error {
 			}
 			return "", err
 		}},
-		{"make certificates", plain(n.certificates, n.address)},
-		{"start the control plane", plain(n.controlPlane, n.publishServer, n.roles, n.addOns)},
-		{"wait for the container runtime", func(context.Context) (string, error) { return "", runtime.Wait() }},
-		{"start the kubelet, DNS and Services", plain(n.kubelet, n.dns, n.openServices)},
-		{"wait until the node is Ready", plain(n.ready)},
-	} {
+		{title: "start the datastore, make certificates", do: plain(n.datastore, n.certificates, n.address), of: servers},
+		{title: "start the control plane", do: plain(n.controlPlane, n.publishServer, n.roles, n.addOns, n.register), of: servers},
+		{title: "wait for the container runtime", do: func(context.Context) (string, error) { return "", runtime.Wait() }},
+		{title: "start the kubelet, DNS and Services", do: plain(n.kubelet, n.dns, n.openServices)},
+		{title: "wait until the node is Ready", do: plain(n.ready)},
+	}
+}
+
+// up brings the node up. What it did until an error is taken back by down.
+func (n *Node) up(ctx context.Context) error {
+	for _, s := range n.steps() {
+		if !s.isOf(n.cluster) {
+			continue
+		}
 		shown := n.progress.Step("%s", s.title)
 		result, err := s.do(ctx)
 		if err != nil {

@@ -21,6 +21,11 @@ type Options struct {
 	NodeName    string `json:"nodeName,omitempty"`
 	ClusterCIDR string `json:"clusterCIDR,omitempty"`
 	ServiceCIDR string `json:"serviceCIDR,omitempty"`
+	// AdvertiseAddress is the address of this machine that other nodes reach it at.
+	AdvertiseAddress string `json:"advertiseAddress,omitempty"`
+	// Joining is the cluster to join; nil brings up one of the node's own, or what the data
+	// directory has.
+	Joining *Joining `json:"joining,omitempty"`
 	// Images is a directory whose image archives are imported.
 	Images string `json:"images,omitempty"`
 	// Wait is how long the node may take to be Ready.
@@ -77,6 +82,22 @@ func (o *Options) check() error {
 		o.Images = absolute
 	}
 	return errors.Join(o.checkAddOns(), Paths{o.DataDir}.check())
+}
+
+// nodeName is the one that was asked for, or the machine's.
+func (o Options) nodeName() (string, error) {
+	name := o.NodeName
+	if name == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return "", err
+		}
+		name = strings.ToLower(host)
+	}
+	if problems := invalidNodeName(name); problems != "" {
+		return "", hint.Add(fmt.Errorf("%q cannot be the name of a node: %s", name, problems), "--node-name NAME")
+	}
+	return name, nil
 }
 
 // flagsOf turns name=value into --name=value.

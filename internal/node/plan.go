@@ -25,6 +25,7 @@ const (
 	forwardRecord     = "ip-forward"
 	rulesRecord       = "nat"
 	kubeProxyRecord   = "kube-proxy"
+	routesRecord      = "routes" // only where there are other nodes
 )
 
 func isNetwork(id string) bool {
@@ -76,6 +77,9 @@ func makePlan(ctx context.Context, p Paths, c Cluster, o Options, h *blocker.Hos
 	case !o.has(servicesAddOn):
 		plan.Settings.Network.Services = ""
 		plan.Choose(blocker.Services, "nobody serves them", "--disable services")
+	case c.Joined() && mode != config.ServiceProxy:
+		plan.Settings.Network.Services = config.ServiceProxy
+		plan.Choose(blocker.Services, "a proxy in userspace", "a node that has joined has its own DNS server at the address of the Service")
 	case mode != config.ServiceProxy:
 		plan.Change(kubeProxyRecord, kubeProxyChange{Mode: mode, Program: filepath.Join(h.Programs, kubeProxy)}, "the kernel serves Services")
 	}
@@ -89,7 +93,10 @@ func settingsOf(p Paths, c Cluster, programs string) config.Settings {
 	s.Containerd.Networks = p.etc("cni")
 	// Plugins of the machine may answer, and be without the patches.
 	s.Containerd.Plugins = filepath.Join(programs, "cni")
-	s.Network.PodCIDR, s.Network.State = c.PodCIDR().String(), p.run("cni", "networks")
+	s.Network.State = p.run("cni", "networks")
+	if pods := c.PodCIDR(); pods.IsValid() {
+		s.Network.PodCIDR = pods.String()
+	}
 	s.Kubelet.ClientCA, s.Kubelet.DNS = p.pkiFile("ca.crt"), c.DNS().String()
 	s.Kubelet.Cgroup = cgroup
 	return s

@@ -22,7 +22,7 @@ import (
 
 // preflight checks what can be known before anything is changed, and returns what
 // the node is going to be.
-func preflight(o Options, ports []listener) (record.Build, Cluster, error) {
+func preflight(o Options, rung Rung, ports func(Options, Cluster) []listener) (record.Build, Cluster, error) {
 	p := Paths{o.DataDir}
 	build, err := buildOf()
 	if err != nil {
@@ -31,7 +31,7 @@ func preflight(o Options, ports []listener) (record.Build, Cluster, error) {
 	if build.Distribution == "k3s" {
 		return build, Cluster{}, hint.Add(errors.New("this file carries k3s, which k3s9p up does not start yet"), "k3s9p unpack DIR gives DIR/k3s, to be started as docs/k3s.md says; DISTRO=kubernetes go tool mage build makes a k3s9p for up")
 	}
-	routes, err := routesOf()
+	routes, err := routesOf(p)
 	if err != nil {
 		return build, Cluster{}, err
 	}
@@ -42,7 +42,29 @@ func preflight(o Options, ports []listener) (record.Build, Cluster, error) {
 	if err != nil {
 		return build, cluster, err
 	}
-	return build, cluster, portsFree(p, ports)
+	if err := fits(o, cluster, rung); err != nil {
+		return build, cluster, err
+	}
+	return build, cluster, portsFree(p, ports(o, cluster))
+}
+
+// fits returns an error about a node that cannot be a part of its cluster: other nodes
+// would have to reach it and could not, or it is asked for what the server does.
+func fits(o Options, c Cluster, rung Rung) error {
+	if args := len(o.APIServerArgs) + len(o.ControllerManagerArgs) + len(o.SchedulerArgs); c.Joined() && args > 0 {
+		return hint.Add(fmt.Errorf("this node has joined the cluster of %s, and has no control plane of which a flag could be set", c.Server), "--kube-apiserver-arg and the like are for up on that server")
+	}
+	if !rung.Rootless {
+		_, err := advertised(o, c)
+		return err
+	}
+	switch {
+	case c.Joined():
+		return hint.Add(fmt.Errorf("a node that joins needs the machine's own network, and this one would run %s", rung), "a container needs CAP_SYS_ADMIN and CAP_NET_ADMIN for it")
+	case o.AdvertiseAddress != "":
+		return hint.Add(fmt.Errorf("--advertise-address is for other nodes, and no other reaches one that runs %s", rung), "a container needs CAP_SYS_ADMIN and CAP_NET_ADMIN for it")
+	}
+	return nil
 }
 
 // listener is a port of a program.
@@ -51,12 +73,19 @@ type listener struct{ program, address string }
 // published are the ports that a node in namespaces of its own has outside.
 var published = []listener{{"kube-apiserver", fmt.Sprintf(":%d", port)}}
 
-// listening are the ports of the node's programs, on all addresses or on loopback.
-var listening = []listener{
-	{"kube-apiserver", fmt.Sprintf(":%d", port)},
-	{kubelet, ":10250"},
-	{kubelet, "127.0.0.1:10248"},
-	{"metrics-server", fmt.Sprintf("127.0.0.1:%d", metricsPort)},
+// listening are the ports of the node's programs, on all addresses or on loopback: those
+// of every node, and those of a control plane.
+var (
+	listening        = []listener{{kubelet, ":10250"}, {kubelet, "127.0.0.1:10248"}}
+	listeningServers = []listener{{"kube-apiserver", fmt.Sprintf(":%d", port)}, {"metrics-server", fmt.Sprintf("127.0.0.1:%d", metricsPort)}}
+)
+
+// ownPorts are those that the programs of a node listen at.
+func ownPorts(_ Options, c Cluster) []listener {
+	if c.Joined() {
+		return listening
+	}
+	return slices.Concat(listeningServers, listening)
 }
 
 // portsFree tries each port. What a killed node of this directory still holds is

@@ -88,7 +88,7 @@ func (n *Node) publish(ports []svcproxy.Port) []svcproxy.Failure {
 		return []netip.AddrPort{netip.AddrPortFrom(n.cluster.Address(), port)}
 	}
 	var all []svcproxy.Port
-	if n.outside != nil {
+	if n.outside != nil { // it has a control plane: such a node joins no other
 		all = slices.DeleteFunc(slices.Clone(ports), func(p svcproxy.Port) bool { return len(p.Addresses) > 0 || p.Protocol != corev1.ProtocolTCP })
 		all = append(all, svcproxy.Port{Name: "kube-apiserver", Protocol: corev1.ProtocolTCP, Port: port, Endpoints: atNode(port)})
 	}

@@ -60,8 +60,8 @@ func (r Rung) String() string {
 }
 
 // ports are those that have to be free on this machine.
-func (r Rung) ports(o Options) []listener {
-	ports := listening
+func (r Rung) ports(o Options, c Cluster) []listener {
+	ports := ownPorts(o, c)
 	if r.Rootless {
 		ports = published
 	}
@@ -362,8 +362,11 @@ func privilegedLeftovers(p Paths) error {
 
 // server is where a client outside of the cluster finds the apiserver.
 func (n *Node) server() string {
-	if n.outside != nil {
+	switch {
+	case n.outside != nil:
 		return fmt.Sprintf("https://127.0.0.1:%d", port)
+	case n.cluster.Joined():
+		return n.cluster.Server
 	}
 	return fmt.Sprintf("https://%s:%d", n.cluster.Address(), port)
 }

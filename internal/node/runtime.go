@@ -159,13 +159,14 @@ func (n *Node) watchImages(ctx context.Context) {
 // programs talk to this machine only.
 var proxyVariables = []string{"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
 
-// environment is that of a program of the node.
+// environment is that of a program of the node. What is for k3s9p, a token among it, is
+// nobody else's business.
 func (n *Node) environment() []string {
 	// What a killed program leaves in its temporary directory goes with the node.
 	env := []string{"PATH=" + filepath.Join(n.bundle, "bin") + ":" + searchPath(), "TMPDIR=" + n.paths.temporary()}
 	for _, entry := range os.Environ() {
 		name, _, _ := strings.Cut(entry, "=")
-		if !slices.Contains([]string{"PATH", "TMPDIR", "NOTIFY_SOCKET"}, name) && !slices.Contains(proxyVariables, strings.ToUpper(name)) {
+		if !slices.Contains([]string{"PATH", "TMPDIR", "NOTIFY_SOCKET"}, name) && !strings.HasPrefix(name, "K3S9P_") && !slices.Contains(proxyVariables, strings.ToUpper(name)) {
 			env = append(env, entry)
 		}
 	}

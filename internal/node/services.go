@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -22,8 +23,12 @@ import (
 const (
 	servicesPath = "/api/v1/services"
 	slicesPath   = "/apis/discovery.k8s.io/v1/endpointslices"
-	podsPath     = "/api/v1/pods"
 )
+
+// podsPath are the pods of this node.
+func (n *Node) podsPath() string {
+	return "/api/v1/pods?fieldSelector=" + url.QueryEscape("spec.nodeName="+n.cluster.NodeName)
+}
 
 // services serves Services and hostPorts in userspace. The addresses of Services
 // are on the bridge, which goes with the node.
@@ -58,7 +63,7 @@ func (n *Node) openServices(ctx context.Context) error {
 
 // followServices keeps the ports as the cluster has them, until ctx ends.
 func (n *Node) followServices(ctx context.Context) {
-	n.follow(ctx, []string{servicesPath, slicesPath, podsPath}, func() error { return n.syncServices(ctx) })
+	n.follow(ctx, []string{servicesPath, slicesPath, n.podsPath()}, func() error { return n.syncServices(ctx) })
 }
 
 // follow calls sync when something in one of the collections has changed, and every
@@ -103,12 +108,12 @@ func (n *Node) syncServices(ctx context.Context) error {
 	var all corev1.ServiceList
 	var endpointSlices discoveryv1.EndpointSliceList
 	var pods corev1.PodList
-	for path, list := range map[string]any{servicesPath: &all, slicesPath: &endpointSlices, podsPath: &pods} {
+	for path, list := range map[string]any{servicesPath: &all, slicesPath: &endpointSlices, n.podsPath(): &pods} {
 		if err := n.client.get(ctx, path, list); err != nil {
 			return err
 		}
 	}
-	ports := svcproxy.PortsOf(all.Items, endpointSlices.Items)
+	ports := svcproxy.PortsOf(all.Items, endpointSlices.Items, n.cluster.NodeName)
 	atNode := svcproxy.HostPortsOf(pods.Items)
 	if n.byKubeProxy() {
 		n.reportPorts(ctx, slices.Concat(n.services.table.Apply(atNode), n.publish(slices.Concat(ports, atNode))))

@@ -40,6 +40,8 @@ type State struct {
 	Version string    `json:"version,omitempty"`
 	Cluster *Cluster  `json:"cluster,omitempty"`
 	Server  string    `json:"server,omitempty"`
+	// Address is where other nodes reach this one's machine.
+	Address string `json:"address,omitempty"`
 	// Rootless says that the node is in namespaces of its own.
 	Rootless bool      `json:"rootless,omitempty"`
 	Programs []Program `json:"programs,omitempty"`

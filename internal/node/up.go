@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -114,7 +115,7 @@ func Up(o Options, ready func()) error {
 // orderFor checks what can be known outside, and settles what cannot be known inside of
 // namespaces: where this machine has routes to.
 func orderFor(ctx context.Context, o Options, rung Rung) (order, error) {
-	_, cluster, err := preflight(o, rung.ports(o))
+	_, cluster, err := preflight(o, rung, rung.ports)
 	if err != nil || !rung.Rootless {
 		return order{Options: o}, err
 	}
@@ -259,13 +260,17 @@ func run(ctx context.Context, o order, tell func(report)) error {
 		detach(n.paths.supervisorLog())
 	}
 	go n.watchImages(ctx)
-	go n.followManifests(ctx)
 	go n.followIDs(ctx)
 	go n.serveCommands()
-	for addOn, follow := range map[string]func(context.Context){
-		servicesAddOn: n.followServices, storageAddOn: n.followClaims, metricsAddOn: n.followMetrics,
-	} {
-		if o.Options.has(addOn) {
+	go n.followNodes(ctx)
+	followers := map[string]func(context.Context){servicesAddOn: n.followServices, storageAddOn: n.followClaims}
+	if !n.cluster.Joined() {
+		go n.followManifests(ctx)
+		go n.followRequests(ctx)
+		followers[metricsAddOn] = n.followMetrics
+	}
+	for addOn, follow := range followers {
+		if n.options.has(addOn) {
 			go follow(ctx)
 		}
 	}
@@ -294,14 +299,22 @@ func newNode(o order, p Paths) (*Node, error) {
 			return nil, err
 		}
 	}
-	if n.build, n.cluster, err = preflight(o.Options, listening); err != nil {
+	if n.build, n.cluster, err = preflight(o.Options, Rung{}, ownPorts); err != nil {
 		return nil, err
+	}
+	if n.outside == nil {
+		if n.advertise, err = advertised(o.Options, n.cluster); err != nil {
+			return nil, err
+		}
 	}
 	n.version = kubernetesVersion(n.build)
 	n.log = slog.New(slog.NewTextHandler(&lumberjack.Logger{Filename: p.supervisorLog(), MaxSize: 10, MaxBackups: 2}, nil))
 	n.supervisor = supervisor.New(p.Logs(), n.log, n.programs)
 	n.state = State{DataDir: p.Data, PID: os.Getpid(), Since: time.Now(), Version: n.version, Cluster: &n.cluster,
 		Rootless: o.Rootless, Server: n.server()}
+	if n.advertise.IsValid() {
+		n.state.Address = n.advertise.String()
+	}
 	return n, nil
 }
 
@@ -394,6 +407,7 @@ func Down(o Options, purge bool, printer *progress.Printer) (bool, error) {
 		step.Done("")
 	}
 	if purge {
+		leave(p, printer)
 		step := printer.Step("remove %s", p.Data)
 		if err := rmtree.Tree(p.Data); err != nil {
 			step.Fail()
@@ -416,6 +430,27 @@ func (p Paths) owned() error {
 		return hint.Add(fmt.Errorf("the node in %s belongs to user %d", p.Data, st.Uid), "sudo k3s9p down, or name another one with --data-dir")
 	}
 	return nil
+}
+
+// leave takes a node that has joined out of its cluster, whose server may be gone.
+func leave(p Paths, printer *progress.Printer) {
+	c, err := readCluster(p)
+	if err != nil || c == nil || !c.Joined() || !p.credentials() {
+		return
+	}
+	step := printer.Step("take the node %s out of the cluster", c.NodeName)
+	client, err := newClient(p.conf("kubelet"))
+	if err == nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		_, err = client.do(ctx, http.MethodDelete, nodesPath+"/"+c.NodeName, nil)
+	}
+	if err == nil || answered(err, http.StatusNotFound) {
+		step.Done("")
+		return
+	}
+	step.Fail()
+	printer.Say("  warning: the server still has it: %v; there: k3s9p kubectl delete node %s", err, c.NodeName)
 }
 
 // pending reports whether a node has left something on this machine that is to be

@@ -20,7 +20,6 @@ import (
 var (
 	nodeEnd  = netip.MustParseAddr("192.0.2.1")
 	farEnd   = netip.MustParseAddr("192.0.2.2")
-	linked   = netip.PrefixFrom(nodeEnd, 24).Masked()
 	pod      = netip.MustParseAddr("198.51.100.2")
 	pods     = netip.PrefixFrom(pod, 24).Masked()
 	farther  = netip.MustParseAddr("203.0.113.1")
@@ -38,13 +37,13 @@ const (
 // masqueradedPacket gives the kernel the rule for pods to leave by, sends a packet as a
 // pod, and looks with which address it arrives.
 func masqueradedPacket(backend nat.Backend) error {
-	return follows(backend, nat.MasqueradePods("k3s9p-br", pods), arrivesFromNode)
+	return follows(backend, nat.MasqueradePods("k3s9p-br", pods, pods), arrivesFromNode)
 }
 
 // proxiedPackets does the same for UDP with the rules that need a proxy, and connects
 // from the far end, which then stands for a pod, to see whether the proxy gets that.
 func proxiedPackets(backend nat.Backend) error {
-	rules := nat.ProxyPods(nodeLink, []netip.Prefix{linked}, proxyPort, pods, &nat.Uplink{Name: nodeLink, Address: nodeEnd})
+	rules := nat.ProxyPods(nodeLink, pods, proxyPort, pods, pods, &nat.Uplink{Name: nodeLink, Address: nodeEnd})
 	return follows(backend, rules, func(far within) error { return errors.Join(arrivesFromNode(far), arrivesAtProxy(far)) })
 }
 

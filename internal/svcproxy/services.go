@@ -26,9 +26,9 @@ type Port struct {
 	Affinity time.Duration
 }
 
-// PortsOf returns the ports of Services: at their cluster IP and external IPs, and
-// at their node port. Headless ones, ExternalName and IPv6 have none here.
-func PortsOf(services []corev1.Service, endpointSlices []discoveryv1.EndpointSlice) []Port {
+// PortsOf returns the ports of Services on a node: at their cluster IP and external IPs,
+// and at their node port. Headless ones, ExternalName and IPv6 have none here.
+func PortsOf(services []corev1.Service, endpointSlices []discoveryv1.EndpointSlice, node string) []Port {
 	of := make(map[string][]discoveryv1.EndpointSlice)
 	for _, s := range endpointSlices {
 		if s.AddressType == discoveryv1.AddressTypeIPv4 {
@@ -39,22 +39,28 @@ func PortsOf(services []corev1.Service, endpointSlices []discoveryv1.EndpointSli
 	var ports []Port
 	for i := range services {
 		service := &services[i]
-		var addresses []netip.Addr
-		for _, text := range append([]string{service.Spec.ClusterIP}, service.Spec.ExternalIPs...) {
-			if address, err := netip.ParseAddr(text); err == nil && address.Is4() {
-				addresses = append(addresses, address)
-			}
-		}
 		if service.Spec.Type == corev1.ServiceTypeExternalName {
 			continue
 		}
 		key := service.Namespace + "/" + service.Name
+		internal, external := of[key], of[key]
+		if policy := service.Spec.InternalTrafficPolicy; policy != nil && *policy == corev1.ServiceInternalTrafficPolicyLocal {
+			internal = onNode(internal, node)
+		}
+		if service.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal {
+			external = onNode(external, node)
+		}
+		clusterIP, externalIPs := addressesOf(service.Spec.ClusterIP), addressesOf(service.Spec.ExternalIPs...)
 		for _, p := range service.Spec.Ports {
 			port := Port{
-				Name: key + ":" + p.Name, Owner: ownerOf("Service", service.ObjectMeta), Protocol: protocolOf(p.Protocol), Addresses: addresses, Port: uint16(p.Port),
-				Endpoints: endpointsOf(of[key], p), Affinity: affinityOf(service),
+				Name: key + ":" + p.Name, Owner: ownerOf("Service", service.ObjectMeta), Protocol: protocolOf(p.Protocol), Addresses: clusterIP, Port: uint16(p.Port),
+				Endpoints: endpointsOf(internal, p), Affinity: affinityOf(service),
 			}
-			if len(addresses) > 0 {
+			if len(clusterIP) > 0 {
+				ports = append(ports, port)
+			}
+			port.Endpoints = endpointsOf(external, p)
+			if port.Addresses = externalIPs; len(externalIPs) > 0 {
 				ports = append(ports, port)
 			}
 			if p.NodePort > 0 {
@@ -64,6 +70,27 @@ func PortsOf(services []corev1.Service, endpointSlices []discoveryv1.EndpointSli
 		}
 	}
 	return ports
+}
+
+// addressesOf are those of IPv4 among the texts.
+func addressesOf(texts ...string) []netip.Addr {
+	var addresses []netip.Addr
+	for _, text := range texts {
+		if address, err := netip.ParseAddr(text); err == nil && address.Is4() {
+			addresses = append(addresses, address)
+		}
+	}
+	return addresses
+}
+
+// onNode leaves the endpoints on a node.
+func onNode(endpointSlices []discoveryv1.EndpointSlice, node string) []discoveryv1.EndpointSlice {
+	var local []discoveryv1.EndpointSlice
+	for _, s := range endpointSlices {
+		s.Endpoints = slices.DeleteFunc(slices.Clone(s.Endpoints), func(e discoveryv1.Endpoint) bool { return e.NodeName == nil || *e.NodeName != node })
+		local = append(local, s)
+	}
+	return local
 }
 
 func ownerOf(kind string, o metav1.ObjectMeta) corev1.ObjectReference {

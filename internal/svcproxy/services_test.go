@@ -58,6 +58,10 @@ const someServices = `
   spec: {clusterIP: 10.43.0.22, ports: [{name: http, port: 80}]}
 - metadata: {namespace: default, name: ending}
   spec: {clusterIP: 10.43.0.23, ports: [{port: 80}]}
+- metadata: {namespace: default, name: near}
+  spec: {clusterIP: 10.43.0.24, internalTrafficPolicy: Local, ports: [{port: 80, nodePort: 30081}]}
+- metadata: {namespace: default, name: kept}
+  spec: {clusterIP: 10.43.0.25, externalTrafficPolicy: Local, ports: [{port: 80, nodePort: 30082}]}
 `
 
 const someSlices = `
@@ -83,17 +87,31 @@ const someSlices = `
   endpoints:
   - {addresses: [10.42.0.6], conditions: {ready: false, serving: true, terminating: true}}
   - {addresses: [10.42.0.7], conditions: {ready: false, serving: false, terminating: true}}
+- metadata: {namespace: default, name: near-1, labels: {kubernetes.io/service-name: near}}
+  addressType: IPv4
+  ports: &port [{port: 8080}]
+  endpoints: &both [{addresses: [10.42.0.8], nodeName: here}, {addresses: [10.42.1.8], nodeName: there}]
+- metadata: {namespace: default, name: kept-1, labels: {kubernetes.io/service-name: kept}}
+  addressType: IPv4
+  ports: *port
+  endpoints: *both
 `
 
 func TestPortsOfServices(t *testing.T) {
-	got := texts(PortsOf(parse[[]corev1.Service](t, someServices), parse[[]discoveryv1.EndpointSlice](t, someSlices)))
+	got := texts(PortsOf(parse[[]corev1.Service](t, someServices), parse[[]discoveryv1.EndpointSlice](t, someSlices), "here"))
 	want := []string{
-		"default/web:http TCP 10.43.0.20 192.0.2.9 :80 → 10.42.0.2:8080 10.42.0.3:8080",
+		"default/web:http TCP 10.43.0.20 :80 → 10.42.0.2:8080 10.42.0.3:8080",
+		"default/web:http TCP 192.0.2.9 :80 → 10.42.0.2:8080 10.42.0.3:8080",
 		"default/web:http TCP :30080 → 10.42.0.2:8080 10.42.0.3:8080",
-		"default/web:dns UDP 10.43.0.20 192.0.2.9 :53 → 10.42.0.2:5353 10.42.0.3:5353",
+		"default/web:dns UDP 10.43.0.20 :53 → 10.42.0.2:5353 10.42.0.3:5353",
+		"default/web:dns UDP 192.0.2.9 :53 → 10.42.0.2:5353 10.42.0.3:5353",
 		"default/sticky: TCP 10.43.0.21 :80 → 10.42.0.2:8080 for 3h0m0s",
 		"other/web:http TCP 10.43.0.22 :80 →",
 		"default/ending: TCP 10.43.0.23 :80 → 10.42.0.6:8080",
+		"default/near: TCP 10.43.0.24 :80 → 10.42.0.8:8080",
+		"default/near: TCP :30081 → 10.42.0.8:8080 10.42.1.8:8080",
+		"default/kept: TCP 10.43.0.25 :80 → 10.42.0.8:8080 10.42.1.8:8080",
+		"default/kept: TCP :30082 → 10.42.0.8:8080",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
