@@ -32,7 +32,7 @@ const experiment = "experiment"
 
 // All are the scenarios, in the order in which they run.
 var All = []Scenario{
-	{Name: "cluster", Everywhere: true}, {Name: "rootless", Everywhere: true}, {Name: "install"}, {Name: "application"}, {Name: "multinode", Everywhere: true}, {Name: "updown"}, {Name: "crash"}, {Name: "undo"}, {Name: "poor"},
+	{Name: "cluster", Everywhere: true}, {Name: "rootless", Everywhere: true}, {Name: "install"}, {Name: "application"}, {Name: "multinode"}, {Name: "updown"}, {Name: "crash"}, {Name: "undo"}, {Name: "poor"},
 	{Name: "native"}, {Name: experiment, Everywhere: true}, {Name: "pods", Everywhere: true}, {Name: "stats", Everywhere: true}, {Name: "overlayroot"}, {Name: "hungmount"},
 	{Name: "k3s", Everywhere: true, Distribution: "k3s"},
 	{Name: "linux9p", Virtual: true},
