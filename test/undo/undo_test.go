@@ -50,6 +50,26 @@ func TestRecords(t *testing.T) {
 		}
 		undone(t, c, before)
 	})
+	// What a kernel forgets is not taken back after it has started anew: what is there by
+	// now is somebody else's.
+	t.Run("of another boot", func(t *testing.T) {
+		for _, name := range names {
+			restore(name)
+		}
+		c.Must("sh", "-c", `sed -i 's/"boot":"[^"]*"/"boot":"another"/' `+records+"/*.json")
+		for _, name := range names {
+			if text := c.Read(records + "/" + name); !strings.Contains(text, `"boot":"another"`) {
+				t.Fatalf("%s has %s", name, text)
+			}
+		}
+		c.Must("ip", "link", "add", "cni0", "type", "bridge")
+		c.Down()
+		c.Must("ip", "link", "delete", "cni0")
+		c.Unchanged(before)
+		if left := strings.TrimSpace(c.Must("ls", records)); left != "" {
+			t.Errorf("after down there are the records %s", left)
+		}
+	})
 	t.Run("then up", func(t *testing.T) {
 		for _, name := range names {
 			restore(name)
