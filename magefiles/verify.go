@@ -40,7 +40,7 @@ func (Verify) Proof(ctx context.Context, only *string) error {
 	return with(func(b *builder.Builder) error { return verify.Proof(ctx, b, given(only, "")) })
 }
 
-// Bench measures the build against plain go build, patched code against stock, and clusters in each gVisor against the same natively; -only=build|cluster|images, the last the two ways to keep images where overlayfs does not work, -cold also a first build, -gvisor=today|YYYYMM in one gVisor only, -times=N, 3 by default, how often each.
+// Bench measures the build against plain go build, patched code against stock, clusters in each gVisor against the same natively, and nodes without privileges against those with; -only=build|cluster|rootless|images, the last the two ways to keep images where overlayfs does not work, -cold also a first build, -gvisor=today|YYYYMM in one gVisor only, -times=N, 3 by default, how often each.
 func Bench(ctx context.Context, only *string, cold *bool, gvisor *string, times *int) error {
 	return with(func(b *builder.Builder) error {
 		return bench.Run(ctx, b, distro(), bench.Options{Only: given(only, ""), Cold: given(cold, false), GVisor: given(gvisor, ""), Times: given(times, 3)})

@@ -30,8 +30,9 @@ type machine interface {
 type side struct {
 	machine
 	t            *testing.T
-	data, images string // directories
-	web          string // test/web, to be run on the node
+	data, images string   // directories
+	web          string   // test/web, to be run on the node
+	flags        []string // of up
 	// memory is that of this machine that is used by the sandbox.
 	memory func() contract.MachineMemory
 	*contract.Figures
@@ -45,7 +46,7 @@ func (s sandbox) In(args ...string) (string, error) { return s.Try(2*time.Minute
 func inGVisor(t *testing.T, f *contract.Figures) *side {
 	const web = "/usr/local/bin/web"
 	c := cluster.Start(t, gvisor.Options{Files: map[string]string{web: gvisor.Program(contract.Web)}})
-	return &side{sandbox{c}, t, node.DefaultData, cluster.Images, web, func() contract.MachineMemory { return memoryOf(c.Processes()) }, f}
+	return &side{sandbox{c}, t, node.DefaultData, cluster.Images, web, nil, func() contract.MachineMemory { return memoryOf(c.Processes()) }, f}
 }
 
 func natively(t *testing.T, f *contract.Figures) *side {
@@ -54,7 +55,7 @@ func natively(t *testing.T, f *contract.Figures) *side {
 	if err := os.Link(gvisor.Program(contract.WebImage), filepath.Join(images, "web.tar")); err != nil {
 		t.Fatal(err)
 	}
-	return &side{m, t, m.Data, images, gvisor.Program(contract.Web), func() contract.MachineMemory { return contract.MachineMemory{} }, f}
+	return &side{m, t, m.Data, images, gvisor.Program(contract.Web), nil, func() contract.MachineMemory { return contract.MachineMemory{} }, f}
 }
 
 // memoryOf is what processes of this machine use together.
@@ -158,7 +159,7 @@ func (s *side) in(args ...string) string {
 func (s *side) up(into *[]float64) {
 	s.t.Helper()
 	start := time.Now()
-	output := s.k3s9p("up", "--detach", "--images="+s.images)
+	output := s.k3s9p(append([]string{"up", "--detach", "--images=" + s.images}, s.flags...)...)
 	*into = append(*into, time.Since(start).Seconds())
 	s.t.Logf("up: %.2f s\n%s", time.Since(start).Seconds(), output)
 }
@@ -264,7 +265,48 @@ func (s *side) network() {
 			*transfer.into = append(*transfer.into, s.rate(transfer.run(transfer.args...)))
 		}
 	}
+	s.services(inPod, other.Status.PodIP)
 	s.t.Logf("MB/s: node %.0f down, %.0f up; pod %.0f down, %.0f up, %.0f from another", s.NodeDownload, s.NodeUpload, s.PodDownload, s.PodUpload, s.BetweenPods)
+}
+
+// asking is for how many seconds a kind of request is made, each time.
+const asking = "3"
+
+// services asks a pod at its own address and by way of Services, in turn.
+func (s *side) services(inPod func(args ...string) string, pod string) {
+	s.t.Helper()
+	for name, protocol := range map[string]string{"tcp": "TCP", "udp": "UDP"} {
+		s.k3s9p("kubectl", "expose", "pod", "two", "--name="+name, "--port=8080", "--protocol="+protocol)
+	}
+	address := func(service string) string {
+		return s.k3s9p("kubectl", "get", "service", service, "-o", "jsonpath={.spec.clusterIP}")
+	}
+	tcp, udp := address("tcp"), address("udp")
+	time.Sleep(2 * time.Second) // until they are served
+	for range 3 {
+		for _, of := range []struct {
+			into     *contract.Asked
+			tcp, udp string
+		}{{&s.Pod, pod, pod}, {&s.Service, tcp, udp}} {
+			rate, p99 := s.asked(inPod("ask", "http://"+of.tcp+":8080/", asking))
+			of.into.Rate, of.into.P99 = append(of.into.Rate, rate), append(of.into.P99, p99)
+			of.into.Download = append(of.into.Download, s.rate(inPod("download", fmt.Sprintf("http://%s:8080/bytes?mib=%d", of.tcp, mib))))
+			rate, _ = s.asked(inPod("ask", "udp://"+of.udp+":8080", asking))
+			of.into.UDP = append(of.into.UDP, rate)
+		}
+	}
+	s.t.Logf("a pod %+v, a Service %+v", s.Pod, s.Service)
+}
+
+// asked reads what test/web prints of what it asked: how often a second, and within how
+// many milliseconds it was answered 99 of 100 times.
+func (s *side) asked(output string) (rate, p99 float64) {
+	s.t.Helper()
+	var times, seconds float64
+	if _, err := fmt.Sscan(output, &times, &seconds, &p99); err != nil || times == 0 {
+		s.t.Fatalf("ask: %v: %s", err, output)
+	}
+	return times / seconds, p99
 }
 
 // rate reads what test/web prints of a transfer, and returns MB/s.

@@ -69,12 +69,16 @@ func main() {
 			log.Fatal(err)
 		}
 		show(func() (int64, error) { return upload(args[1], mib) })
+	case len(args) == 3 && args[0] == "ask":
+		fmt.Println(ask(args[1], args[2]))
+	case len(args) == 3 && args[0] == "hold":
+		hold(args[1], args[2])
 	case len(args) == 2 && args[0] == "serve":
 		serve(args[1])
 	case len(args) == 0:
 		serve(":8080")
 	default:
-		log.Fatal("usage: web [serve ADDRESS | say TEXT | echo | once | again URL | download URL | upload URL MIB]")
+		log.Fatal("usage: web [serve ADDRESS | say TEXT | echo | once | again URL | download URL | upload URL MIB | ask http://… or udp://HOST:PORT SECONDS | hold HOST:PORT CONNECTIONS]")
 	}
 }
 

@@ -5,6 +5,7 @@ package bench
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"k3s9p/internal/builder"
 	"k3s9p/internal/hint"
@@ -13,14 +14,15 @@ import (
 
 // What Run can be told to measure only.
 const (
-	BuildOnly   = "build"
-	ClusterOnly = "cluster"
-	ImagesOnly  = "images"
+	BuildOnly    = "build"
+	ClusterOnly  = "cluster"
+	RootlessOnly = "rootless"
+	ImagesOnly   = "images"
 )
 
 // Options say what is measured, and how long.
 type Options struct {
-	Only string // BuildOnly, ClusterOnly, ImagesOnly or the first two if it is empty
+	Only string // one of these, or all but ImagesOnly if it is empty
 	Cold bool   // also a first build, which takes twice as long as one
 	// Of the cluster: in which gVisor (today, YYYYMM, or all if empty), and how many
 	// times in each.
@@ -41,12 +43,15 @@ func Run(ctx context.Context, b *builder.Builder, distro string, o Options) (err
 	cluster := []part{func(ctx context.Context, b *builder.Builder, _ pin.Selection) ([]measurement, error) {
 		return cluster(ctx, b, o.GVisor, o.Times)
 	}}
+	rung := []part{func(ctx context.Context, b *builder.Builder, _ pin.Selection) ([]measurement, error) {
+		return rootless(ctx, b, o.GVisor, o.Times)
+	}}
 	ways := []part{func(ctx context.Context, b *builder.Builder, _ pin.Selection) ([]measurement, error) {
 		return nil, images(ctx, b, o.Times)
 	}}
-	parts := map[string][]part{"": append(cluster, build...), BuildOnly: build, ClusterOnly: cluster, ImagesOnly: ways}[o.Only]
+	parts := map[string][]part{"": slices.Concat(cluster, rung, build), BuildOnly: build, ClusterOnly: cluster, RootlessOnly: rung, ImagesOnly: ways}[o.Only]
 	if parts == nil {
-		return hint.Add(fmt.Errorf("there is no benchmark %q", o.Only), "-only=%s, -only=%s or -only=%s", BuildOnly, ClusterOnly, ImagesOnly)
+		return hint.Add(fmt.Errorf("there is no benchmark %q", o.Only), "-only=%s, %s, %s or %s", BuildOnly, ClusterOnly, RootlessOnly, ImagesOnly)
 	}
 	if o.Times < 1 {
 		return hint.Add(fmt.Errorf("-times=%d measures nothing", o.Times), "go tool mage bench -times=3")

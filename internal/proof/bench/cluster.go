@@ -35,39 +35,18 @@ const (
 	betweenPodsLimit = 50  // MB/s
 	rssLimit         = 1024 * (1 << 20) / 1e6
 	kubeletLimit     = 3.0 // seconds
-	machineLimit     = 350 // MB
-	launcherLimit    = 130
+	// By a Service against the pod's own address.
+	serviceRateLimit     = 0.6
+	serviceDownloadLimit = 0.5
+	serviceP99Limit      = 2.0
+	serviceUDPLimit      = 0.4
+	machineLimit         = 350 // MB
+	launcherLimit        = 130
 )
 
 // cluster measures clusters in each gVisor and natively, in turn.
 func cluster(ctx context.Context, b *builder.Builder, gvisor string, times int) ([]measurement, error) {
-	if why := scenario.Preflight(); why != nil {
-		return nil, fmt.Errorf("the benchmark of clusters starts sandboxes: %w", why)
-	}
-	sets, err := scenario.Sets(b.Root, gvisor)
-	if err != nil {
-		return nil, err
-	}
-	dir, err := os.MkdirTemp("", "k3s9p-bench-")
-	if err != nil {
-		return nil, err
-	}
-	defer rmtree.Tree(dir)
-	var runs []scenario.Run
-	for _, set := range sets {
-		runs = append(runs, scenario.Run{Scenario: measuring, Set: set, Tests: "^TestCluster$", Bench: contract.Bench{Results: filepath.Join(dir, set+".json"), Rounds: times}})
-	}
-	var all []contract.Results
-	err = scenario.With(ctx, b, runs, func(s *scenario.Session) error {
-		for _, run := range runs {
-			results, err := measure[contract.Results](ctx, b, s, run)
-			if err != nil {
-				return err
-			}
-			all = append(all, results)
-		}
-		return nil
-	})
+	runs, all, err := inSandboxes[contract.Results](ctx, b, "TestCluster", gvisor, times)
 	if err != nil {
 		return nil, err
 	}
@@ -89,6 +68,37 @@ func cluster(ctx context.Context, b *builder.Builder, gvisor string, times int) 
 	figures = append(figures, measurement{name: "dist/" + builder.LauncherName, value: megabytes(launcher.Size()), unit: "MB", limit: launcherLimit})
 	b.UI.Say("memory of the idle node by component:\n%s", components(names, all))
 	return figures, nil
+}
+
+// inSandboxes runs a test that measures in one gVisor, or in each, and returns what it
+// has measured there.
+func inSandboxes[R any](ctx context.Context, b *builder.Builder, test, gvisor string, times int) (runs []scenario.Run, all []R, err error) {
+	if why := scenario.Preflight(); why != nil {
+		return nil, nil, fmt.Errorf("the benchmark starts sandboxes: %w", why)
+	}
+	sets, err := scenario.Sets(b.Root, gvisor)
+	if err != nil {
+		return nil, nil, err
+	}
+	dir, err := os.MkdirTemp("", "k3s9p-bench-")
+	if err != nil {
+		return nil, nil, err
+	}
+	defer rmtree.Tree(dir)
+	for _, set := range sets {
+		runs = append(runs, scenario.Run{Scenario: measuring, Set: set, Tests: "^" + test + "$", Bench: contract.Bench{Results: filepath.Join(dir, set+".json"), Rounds: times}})
+	}
+	err = scenario.With(ctx, b, runs, func(s *scenario.Session) error {
+		for _, run := range runs {
+			results, err := measure[R](ctx, b, s, run)
+			if err != nil {
+				return err
+			}
+			all = append(all, results)
+		}
+		return nil
+	})
+	return runs, all, err
 }
 
 // measure measures in one gVisor.
@@ -137,12 +147,33 @@ func inGVisor(name string, r contract.Results) []measurement {
 			parts: fmt.Sprintf("pod %.0f MB/s, node %.0f MB/s; natively %.0f and %.0f", median(way.pod), median(way.node), median(way.nativePod), median(way.nativeNod)),
 		})
 	}
+	figures = append(figures, byService(name, f, r.Native)...)
 	before, idle := f.Machine.Before, f.Machine.Idle
 	return append(figures,
 		measurement{name: name + ": 50 MiB between pods", value: median(f.BetweenPods), unit: "MB/s", limit: betweenPodsLimit, least: true,
 			parts: fmt.Sprintf("natively %.0f MB/s", median(r.Native.BetweenPods))},
 		measurement{name: name + ": memory of the idle node, the host's", value: megabytes(idle.Own - before.Own), unit: "MB", limit: machineLimit,
 			parts: fmt.Sprintf("before up %.0f MB; and %.0f MB of page cache of mapped files, before %.0f MB", megabytes(before.Own), megabytes(idle.Files), megabytes(before.Files))})
+}
+
+// byService are what a Service costs in one gVisor, from a pod to another one.
+func byService(name string, f, native contract.Figures) (figures []measurement) {
+	for _, kind := range []struct {
+		name, unit string
+		limit      float64
+		least      bool
+		of         func(contract.Asked) []float64
+	}{
+		{"requests by a Service, against the pod itself", "/s", serviceRateLimit, true, func(a contract.Asked) []float64 { return a.Rate }},
+		{"99 of 100 requests by a Service, against the pod itself", "ms", serviceP99Limit, false, func(a contract.Asked) []float64 { return a.P99 }},
+		{"50 MiB by a Service, against the pod itself", "MB/s", serviceDownloadLimit, true, func(a contract.Asked) []float64 { return a.Download }},
+		{"datagrams by a Service, against the pod itself", "/s", serviceUDPLimit, true, func(a contract.Asked) []float64 { return a.UDP }},
+	} {
+		service, pod := median(kind.of(f.Service)), median(kind.of(f.Pod))
+		figures = append(figures, measurement{name: name + ": " + kind.name, value: service / pod, unit: "×", limit: kind.limit, least: kind.least,
+			parts: fmt.Sprintf("%.4g and %.4g %s; natively, by kube-proxy, %.4g and %.4g", service, pod, kind.unit, median(kind.of(native.Service)), median(kind.of(native.Pod)))})
+	}
+	return figures
 }
 
 // onBoth are the figures that have the same limit everywhere.

@@ -33,6 +33,8 @@ func TestFiguresOfACluster(t *testing.T) {
 	of := func(up float64, rss, pss int64) (f contract.Figures) {
 		f = contract.Figures{UpUnpacking: one, UpNew: []float64{9, up, 1}, UpStopped: one, Down: one, KubeletHealthy: one,
 			NodeDownload: []float64{200}, NodeUpload: one, PodDownload: []float64{50}, PodUpload: one, BetweenPods: one,
+			Pod:        contract.Asked{Rate: []float64{4000}, P99: one, Download: one, UDP: []float64{8}},
+			Service:    contract.Asked{Rate: []float64{3000}, P99: []float64{3}, Download: one, UDP: []float64{2}},
 			Components: []contract.Component{{Name: "kubelet", Memory: node.Memory{RSS: rss, PSS: pss}}}}
 		f.Machine.Before, f.Machine.Idle = contract.MachineMemory{Own: 60e6}, contract.MachineMemory{Own: 400e6, Files: 200e6}
 		return f
@@ -49,6 +51,11 @@ func TestFiguresOfACluster(t *testing.T) {
 		"gVisor: up, with unpacking":                          1,
 		"gVisor: up, unpacked before":                         6,
 		"gVisor: 50 MiB between pods":                         1,
+
+		"gVisor: requests by a Service, against the pod itself":           0.75,
+		"gVisor: 99 of 100 requests by a Service, against the pod itself": 3,
+		"gVisor: 50 MiB by a Service, against the pod itself":             1,
+		"gVisor: datagrams by a Service, against the pod itself":          0.25,
 	} {
 		i := slices.IndexFunc(figures, func(m measurement) bool { return m.name == name })
 		if i < 0 || figures[i].value != want {

@@ -4,15 +4,11 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"text/tabwriter"
 
 	"k3s9p/internal/builder"
 	"k3s9p/internal/proof/contract"
-	"k3s9p/internal/proof/scenario"
-	"k3s9p/internal/rmtree"
 )
 
 // withoutOverlay is a gVisor whose overlayfs does not work on 9p.
@@ -21,28 +17,11 @@ const withoutOverlay = "202509"
 // images measures the two ways to keep images where overlayfs does not work on the disk.
 // It decides nothing, and so has no limits: package blocker states what follows from it.
 func images(ctx context.Context, b *builder.Builder, times int) error {
-	if why := scenario.Preflight(); why != nil {
-		return fmt.Errorf("the benchmark of images starts sandboxes: %w", why)
-	}
-	sets, err := scenario.Sets(b.Root, withoutOverlay)
+	_, all, err := inSandboxes[contract.ImageResults](ctx, b, "TestImages", withoutOverlay, times)
 	if err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "k3s9p-bench-")
-	if err != nil {
-		return err
-	}
-	defer rmtree.Tree(dir)
-	run := scenario.Run{Scenario: measuring, Set: sets[0], Tests: "^TestImages$", Bench: contract.Bench{Results: filepath.Join(dir, "images.json"), Rounds: times}}
-	var results contract.ImageResults
-	err = scenario.With(ctx, b, []scenario.Run{run}, func(s *scenario.Session) error {
-		results, err = measure[contract.ImageResults](ctx, b, s, run)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	fmt.Println(imageTable(results))
+	fmt.Println(imageTable(all[0]))
 	return nil
 }
 

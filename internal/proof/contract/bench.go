@@ -35,6 +35,11 @@ type Figures struct {
 	PodUpload    []float64 `json:"podUpload"`
 	BetweenPods  []float64 `json:"betweenPods"`
 
+	// Pod and Service are what a pod asks another one for, at its own address and by way
+	// of a Service.
+	Pod     Asked `json:"pod"`
+	Service Asked `json:"service"`
+
 	// Components are the memory of the idle node by program, once, in the first round.
 	Components []Component `json:"components"`
 	// Machine is the memory of this machine that a sandbox uses: before the first up,
@@ -43,6 +48,14 @@ type Figures struct {
 		Before MachineMemory `json:"before"`
 		Idle   MachineMemory `json:"idle"`
 	} `json:"machine"`
+}
+
+// Asked is what was asked of one address, by four clients at once.
+type Asked struct {
+	Rate     []float64 `json:"rate"`     // HTTP requests on connections that are kept, a second
+	P99      []float64 `json:"p99"`      // of those, in milliseconds
+	Download []float64 `json:"download"` // of 50 MiB, in MB/s
+	UDP      []float64 `json:"udp"`      // datagrams with an answer, a second
 }
 
 // MachineMemory is the proportional set size of processes together, in bytes, by what
@@ -79,4 +92,23 @@ type ImageFigures struct {
 	ImageBytes []float64 `json:"imageBytes"`
 	AllBytes   []float64 `json:"allBytes"`
 	Memory     []float64 `json:"memory"`
+}
+
+// RungResults are a node with the privileges of root, and the same without, in namespaces
+// of its own, in one sandbox.
+type RungResults struct {
+	Privileged RungFigures `json:"privileged"`
+	Rootless   RungFigures `json:"rootless"`
+}
+
+// RungFigures are a value per round, or several.
+type RungFigures struct {
+	Up       []float64 `json:"up"`       // of a new cluster whose programs are there, in seconds
+	Download []float64 `json:"download"` // of 50 MiB by a pod from outside, in MB/s
+	Upload   []float64 `json:"upload"`   // the other way
+	Latency  []float64 `json:"latency"`  // of a request of a pod outside, on a connection that is kept, in milliseconds
+	// Gateway is the memory of the process outside, idle and with 1,000 connections of
+	// pods (RSS), in bytes.
+	Gateway     []float64 `json:"gateway,omitempty"`
+	GatewayBusy []float64 `json:"gatewayBusy,omitempty"`
 }
