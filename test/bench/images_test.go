@@ -3,11 +3,9 @@ package bench
 import (
 	"archive/tar"
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -66,16 +64,7 @@ func TestImages(t *testing.T) {
 			})
 		}
 	}
-	if t.Failed() {
-		return
-	}
-	data, err := json.MarshalIndent(results, "", "  ")
-	if err == nil {
-		err = os.WriteFile(bench.Results, data, 0o644)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	record(t, results)
 }
 
 func measureImages(t *testing.T, c *cluster.Cluster, snapshotter string, into *contract.ImageFigures) {

@@ -1,9 +1,7 @@
 package bench
 
 import (
-	"encoding/json"
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -30,16 +28,7 @@ func TestRootless(t *testing.T) {
 			s.rung(&results.Rootless, "--rootless")
 		})
 	}
-	if t.Failed() {
-		return
-	}
-	data, err := json.MarshalIndent(results, "", "  ")
-	if err == nil {
-		err = os.WriteFile(bench.Results, data, 0o644)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	record(t, results)
 }
 
 // rung measures a node that is brought up with some flags.
