@@ -66,7 +66,6 @@ const (
 	Patch   Remedy = "patch"   // the programs are changed: nothing to do at run time
 	Setting Remedy = "setting" // the programs are told so
 	Machine Remedy = "machine" // the machine is changed, until it is undone
-	Node    Remedy = "node"    // the node does without, in another way
 	Warning Remedy = "warning" // there is no fix, and the node runs without
 	None    Remedy = "none"    // there is no fix, and no node
 )

@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/nftables"
@@ -116,6 +118,27 @@ func (c kubeProxyChange) Undo(sameBoot bool) error {
 		return fmt.Errorf("remove kube-proxy's rules: %w: %s", err, oneLine(output))
 	}
 	return nil
+}
+
+// othersServices reports whether a kube-proxy that is not this node's has rules here. They
+// have the same names as those of ours, which clears up when it starts and is cleared up
+// after at down.
+func othersServices(p Paths) bool {
+	if p.journal().Has(kubeProxyRecord) {
+		return false
+	}
+	const chain = "KUBE-SERVICES" // of its mode iptables
+	if conn, err := nftables.New(); err == nil {
+		tables, _ := conn.ListTables()
+		chains, _ := conn.ListChains()
+		if slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == kubeProxy }) ||
+			slices.ContainsFunc(chains, func(c *nftables.Chain) bool { return c.Name == chain }) {
+			return true
+		}
+	}
+	legacy, err := os.ReadFile("/proc/net/ip_tables_names")
+	return err == nil && slices.Contains(strings.Fields(string(legacy)), "nat") &&
+		exec.Command("iptables-legacy", "--table=nat", "--numeric", "--list", chain).Run() == nil
 }
 
 func removeKubeProxyTables() error {

@@ -80,6 +80,9 @@ func makePlan(ctx context.Context, p Paths, c Cluster, o Options, h *blocker.Hos
 	case c.Joined() && mode != config.ServiceProxy:
 		plan.Settings.Network.Services = config.ServiceProxy
 		plan.Choose(blocker.Services, "a proxy in userspace", "a node that has joined has its own DNS server at the address of the Service")
+	case mode != config.ServiceProxy && othersServices(p):
+		plan.Settings.Network.Services = config.ServiceProxy
+		plan.Choose(blocker.Services, "a proxy in userspace", "a kube-proxy of somebody else has its rules here")
 	case mode != config.ServiceProxy:
 		plan.Change(kubeProxyRecord, kubeProxyChange{Mode: mode, Program: filepath.Join(h.Programs, kubeProxy)}, "the kernel serves Services")
 	}

@@ -22,6 +22,9 @@ import (
 // lintNeeds are the packages of the system that Lint needs.
 var lintNeeds = []packages.Need{{Package: "shellcheck", Command: "shellcheck"}}
 
+// testNeeds are the packages that tests would be skipped without.
+var testNeeds = []packages.Need{{Package: "nftables", Command: "nft"}, {Package: "iptables", Command: "iptables-restore"}}
+
 // comments are the checks of staticcheck that are off by default: every package and
 // every exported name says what it is, as go doc expects it.
 const comments = "-checks=inherit,ST1000,ST1020,ST1021,ST1022"
@@ -83,6 +86,9 @@ func files(root string, endings ...string) []string {
 // runs them. Results are not taken from the test cache, which does not know that
 // the targets were compiled anew.
 func Test(ctx context.Context, b *builder.Builder) error {
+	if err := packages.Install(ctx, b.Runner, testNeeds); err != nil {
+		return err
+	}
 	cmd := exec.CommandContext(ctx, "go", "test", "-count=1", "./...")
 	cmd.Dir, cmd.Env = b.Root, b.Env(false)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
