@@ -381,13 +381,24 @@ func (p *Process) Signal(name string) {
 	p.sandbox.Must("kill", "-"+name, p.sandboxPID())
 }
 
-// Stop ends the process with SIGTERM.
+// Stop ends the process with SIGTERM. One that ends by itself at that moment is
+// stopped as well: kill then has no process to signal.
 func (p *Process) Stop() {
 	p.sandbox.t.Helper()
+	output := "was not asked for"
 	if !p.Ended() {
-		p.Signal("TERM")
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		var err error
+		if output, err = p.sandbox.Exec(ctx, "kill", "-TERM", p.sandboxPID()); err != nil {
+			output = fmt.Sprintf("%v: %s", err, output)
+		}
 	}
-	p.sandbox.Await("the end of "+p.name, 30*time.Second, p.Ended)
+	for deadline := time.Now().Add(30 * time.Second); !p.Ended(); time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			p.sandbox.t.Fatalf("%s did not end within 30 s of SIGTERM (kill: %s)", p.name, strings.TrimSpace(output))
+		}
+	}
 }
 
 func (p *Process) sandboxPID() string {
