@@ -97,6 +97,8 @@ type Host struct {
 	// Places are the directories of the machine in which the node makes files and
 	// directories.
 	Places []string
+	// Memory is what the node needs at least, in bytes; 0 is not known.
+	Memory int64
 	// Settings are the choices for a machine without any blocker.
 	Settings config.Settings
 
@@ -122,7 +124,7 @@ type Finding struct {
 // All returns the blockers in the order in which they bite.
 func All() []Blocker {
 	return []Blocker{
-		foreignPlaces, sharedMemory, sockets, podNetwork,
+		littleMemory, foreignPlaces, sharedMemory, sockets, podNetwork,
 		cgroupMounts, cgroupV1, kmsg, mountPropagation, diskThresholds, cniPlugins, overlayfs,
 		cgroupFiles, rootFilesystem, tunables,
 		seccomp, tmpfsOptions, oomScore, terminals, fewIDs, unprivilegedPorts, linkKind, bridgePort, preferredSource, masquerade, services, memoryLimits,

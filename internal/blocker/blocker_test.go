@@ -199,3 +199,12 @@ func TestApplySaysWhatFailed(t *testing.T) {
 		t.Errorf("apply: %v", err)
 	}
 }
+
+// A machine with less memory than the node needs has no node.
+func TestLittleMemory(t *testing.T) {
+	for memory, want := range map[int64]Answer{0: Fine, 1 << 60: Found} {
+		if answer, evidence := littleMemory.Check(t.Context(), &Host{Memory: memory}); answer != want {
+			t.Errorf("%s where a node needs %d bytes: %s", answer, memory, evidence)
+		}
+	}
+}

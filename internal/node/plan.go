@@ -109,8 +109,18 @@ func settingsOf(p Paths, c Cluster, programs string) config.Settings {
 func hostOf(p Paths, c Cluster, programs string) *blocker.Host {
 	return &blocker.Host{
 		Data: p.Data, Programs: filepath.Join(programs, "bin"), Plugins: filepath.Join(programs, "cni"), Sockets: p.sockets(),
-		Places: p.places(), Settings: settingsOf(p, c, programs),
+		Places: p.places(), Memory: memoryNeeded(c), Settings: settingsOf(p, c, programs),
 	}
+}
+
+// memoryNeeded is, in bytes, with how much memory a node starts pods: with less its
+// kubelet sees fewer than the 100 MiB available that it evicts at. Tried in gVisor, with
+// three pods: docs/measured.md.
+func memoryNeeded(c Cluster) int64 {
+	if c.Joined() {
+		return 512 << 20
+	}
+	return 768 << 20
 }
 
 // taken returns an error if something that the node will make is there already and

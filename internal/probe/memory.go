@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 )
@@ -29,6 +30,30 @@ func MemoryAvailable() (int64, error) {
 		return 0, errors.New("/proc/meminfo states no MemAvailable")
 	}
 	return int64(*info.MemAvailableBytes), nil
+}
+
+// Memory is what this process and those that it starts can use, in bytes: what the machine
+// has (MemTotal, proc_meminfo(5)), or what the nearest cgroups allow if that is less; and
+// which of the two it is.
+func Memory() (bytes int64, by string, err error) {
+	proc, err := procfs.NewDefaultFS()
+	if err != nil {
+		return 0, "", err
+	}
+	info, err := proc.Meminfo()
+	if err != nil {
+		return 0, "", err
+	}
+	if info.MemTotalBytes == nil {
+		return 0, "", errors.New("/proc/meminfo states no MemTotal")
+	}
+	bytes, by = int64(*info.MemTotalBytes), "the machine has"
+	switch limit, err := memlimit.FromCgroup(); {
+	case err != nil: // there is none, or there are no cgroups
+	case limit < uint64(bytes):
+		bytes, by = int64(limit), "its cgroup allows"
+	}
+	return bytes, by, nil
 }
 
 // cgroupPrefix is how the cgroups of probes are called, like [scratch].

@@ -115,6 +115,37 @@ func TestMemoryLimit(t *testing.T) {
 	}
 }
 
+// Memory is the machine's, or what the cgroup of the process allows.
+func TestMemory(t *testing.T) {
+	const limit = 384 << 20
+	if inside := os.Getenv("K3S9P_PROBE_LIMITED"); inside != "" {
+		if bytes, by, err := Memory(); bytes != limit || by != "its cgroup allows" || err != nil {
+			t.Errorf("in a cgroup of %d bytes: %d, %s, %v", limit, bytes, by, err)
+		}
+		return
+	}
+	if bytes, by, err := Memory(); bytes < limit || by == "" || err != nil {
+		t.Errorf("%d bytes, %s, %v", bytes, by, err)
+	}
+	dir, file := filepath.Join(CgroupRoot, "memory"), "memory.limit_in_bytes"
+	if v1, err := CgroupV1(); err == nil && !v1 {
+		dir, file = CgroupRoot, "memory.max"
+	}
+	group := filepath.Join(dir, fmt.Sprint(cgroupPrefix, "memory-", os.Getpid()))
+	if err := os.Mkdir(group, 0o755); err != nil {
+		t.Skipf("no cgroup can be made here: %v", err)
+	}
+	defer removeCgroup(group)
+	if err := os.WriteFile(filepath.Join(group, file), fmt.Append(nil, limit), 0o644); err != nil {
+		t.Skipf("no cgroup can be limited here: %v", err)
+	}
+	cmd := exec.Command("sh", "-c", `echo $$ >"$0/cgroup.procs" && exec "$1" -test.run='^TestMemory$'`, group, os.Args[0])
+	cmd.Env = append(os.Environ(), "K3S9P_PROBE_LIMITED=yes")
+	if output, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, output)
+	}
+}
+
 // Here both ways work; a rule that is taken and does nothing is seen.
 func TestPacketsOfPods(t *testing.T) {
 	if os.Geteuid() != 0 {

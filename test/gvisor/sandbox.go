@@ -69,6 +69,9 @@ type Options struct {
 	// NoCgroups leaves /sys/fs/cgroup an empty directory, as it is where the OCI
 	// specification asks for no mount there.
 	NoCgroups bool
+	// MemoryMiB, if not 0, is how much memory the sandbox has: a cgroup limits it, and gVisor
+	// shows that as the memory of the machine, as for docker run --memory.
+	MemoryMiB int64
 	// Docker makes the sandbox what docker run --runtime=runsc makes without further
 	// options: see [asDocker].
 	Docker bool
@@ -92,6 +95,7 @@ type Sandbox struct {
 	root     Root
 	runsc    string
 	docker   bool
+	cgroups  bool // it has some on this machine
 	user     uint32
 	silent   *silent
 	programs int // started in the background
@@ -124,7 +128,7 @@ func newSandbox(t *testing.T, options Options) *Sandbox {
 	run.Lock()
 	defer run.Unlock()
 	run.started++
-	s := &Sandbox{t: t, root: options.Root, docker: options.Docker, user: options.User, runsc: runsc()}
+	s := &Sandbox{t: t, root: options.Root, docker: options.Docker, cgroups: options.MemoryMiB != 0, user: options.User, runsc: runsc()}
 	if s.root == "" {
 		s.root = NinePRoot
 	}
@@ -174,6 +178,11 @@ func (s *Sandbox) writeConfig(options Options) {
 	}
 	if options.NoCgroups {
 		spec.Mounts = slices.DeleteFunc(spec.Mounts, func(m specs.Mount) bool { return m.Type == "cgroup" })
+	}
+	if options.MemoryMiB != 0 {
+		limit := options.MemoryMiB << 20
+		spec.Linux.CgroupsPath, spec.Linux.Resources = "/"+s.id, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}
+		s.must(leftover.NoteCgroup(s.dir, s.id))
 	}
 	if options.Docker {
 		asDocker(&spec, options.User)
@@ -243,7 +252,10 @@ func (s *Sandbox) rootType() string {
 }
 
 func (s *Sandbox) command(ctx context.Context, args ...string) *exec.Cmd {
-	flags := []string{"--root", s.state, "--platform=systrap", "--ignore-cgroups", string(s.root)}
+	flags := []string{"--root", s.state, "--platform=systrap", string(s.root)}
+	if !s.cgroups {
+		flags = append(flags, "--ignore-cgroups")
+	}
 	if !s.docker {
 		flags = append(flags, "--net-raw")
 	}

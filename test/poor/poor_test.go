@@ -60,3 +60,19 @@ func TestFullDisk(t *testing.T) {
 	}
 	c.Unchanged(before)
 }
+
+// With 512 MiB the node would be Ready, and its kubelet would start no pod.
+func TestLittleMemory(t *testing.T) {
+	c := cluster.Start(t, gvisor.Options{MemoryMiB: 512})
+	before := c.Snapshot()
+	const missing = "the machine has 512 MiB, and a node needs 768 MiB"
+	for _, command := range [][]string{{"check"}, {"up", "--dry-run"}, {"up", "--detach"}} {
+		if output, err := c.K3s9p(command...); err == nil || !strings.Contains(output, missing) {
+			t.Errorf("%v gives %v, and prints %s", command, err, output)
+		}
+	}
+	if output, err := c.K3s9p("down", "--purge"); err != nil {
+		t.Errorf("down gives %v, and prints %s", err, output)
+	}
+	c.Unchanged(before)
+}

@@ -3,8 +3,8 @@
 //
 // A run has a directory, named after its process, with a lock that it holds while it
 // lives, and in it a directory for each sandbox. All that a sandbox has on the machine
-// is below that directory: its root, its mounts (network namespaces among them), and the
-// ids of its processes (processes.go).
+// is below that directory: its root, its mounts (network namespaces among them), the ids of
+// its processes (processes.go), and the names of its cgroups (cgroups.go).
 package leftover
 
 import (
@@ -133,9 +133,13 @@ func endNodes(dir string) error {
 }
 
 // Remove ends the processes that were started for a directory of a run, or of a sandbox,
-// unmounts what is mounted below it and removes it.
+// removes their cgroups, unmounts what is mounted below it and removes it.
 func Remove(dir string) error {
-	if err := errors.Join(removeCopies(dir), endNodes(dir), kill(dir)); err != nil {
+	err := errors.Join(removeCopies(dir), endNodes(dir), kill(dir))
+	if err == nil {
+		err = removeCgroups(dir)
+	}
+	if err != nil {
 		return err
 	}
 	return rmtree.Tree(dir)

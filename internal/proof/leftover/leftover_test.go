@@ -159,3 +159,47 @@ func TestRemoveACopy(t *testing.T) {
 		t.Errorf("a sandbox's process runs: %v; its directory: %v", runs(ours.Process.Pid), err)
 	}
 }
+
+// The cgroups of a sandbox go with it, in each hierarchy; others stay.
+func TestRemoveCgroups(t *testing.T) {
+	top, sandbox := t.TempDir(), filepath.Join(t.TempDir(), "1", "1")
+	defer func(before string) { hierarchies = before }(hierarchies)
+	hierarchies = top
+	ours := []string{filepath.Join(top, "ours"), filepath.Join(top, "memory", "ours"), filepath.Join(top, "cpu", "ours")}
+	others := filepath.Join(top, "memory", "others")
+	for _, dir := range append(ours, others, sandbox) {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := NoteCgroup(sandbox, "ours"); err != nil {
+		t.Fatal(err)
+	}
+	if err := Remove(filepath.Dir(sandbox)); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range ours {
+		if _, err := os.Stat(dir); err == nil {
+			t.Errorf("%s is still there", dir)
+		}
+	}
+	if _, err := os.Stat(others); err != nil {
+		t.Error(err)
+	}
+}
+
+// A note that names something else than one cgroup removes nothing.
+func TestBadNoteOfACgroup(t *testing.T) {
+	for _, name := range []string{"", ".", "..", "../other", "*"} {
+		sandbox := filepath.Join(t.TempDir(), "1")
+		if err := os.MkdirAll(sandbox, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := NoteCgroup(sandbox, name); err != nil {
+			t.Fatal(err)
+		}
+		if err := Remove(sandbox); err == nil {
+			t.Errorf("a note of %q was followed", name)
+		}
+	}
+}

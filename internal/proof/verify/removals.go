@@ -51,6 +51,7 @@ var removals = []removal{
 	{check("root-filesystem"), whole("experiment", today, "TestOneCauseAtATime/cause-cgroups"), blind("root-filesystem")},
 	{check("tunables"), whole("experiment", today, "TestOneCauseAtATime/cause-cadvisor"), blind("tunables")},
 	{check("cgroup-mounts"), alone("cluster", today, "TestOtherSandboxes/no_cgroups_mounted"), "there is no hierarchy of cgroups"},
+	{check("memory"), alone("poor", today, "TestLittleMemory"), "[check] gives <nil>"},
 	{check("seccomp"), alone("experiment", today, "TestPatchedPrograms/seccomp"), blind("seccomp")},
 	{check("unprivileged-ports"), alone("experiment", today, "TestPodBlockers/unprivileged-ports"), blind("unprivileged-ports")},
 	{check("shared-memory"), alone("linux9p", today, "TestNoSharedMemory"), "shared-memory: fine"},
