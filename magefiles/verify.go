@@ -35,7 +35,7 @@ func (Verify) Killed(ctx context.Context, times *int) error {
 	})
 }
 
-// Proof takes out one patch, fix or probe after the other, or those with -only=TEXT in their name, in a copy, and expects the test that protects it to fail.
+// Proof takes out one patch, fix or probe after the other, or those whose name matches -only=PATTERN, in a copy, and expects the test that protects it to fail.
 func (Verify) Proof(ctx context.Context, only *string) error {
 	return with(func(b *builder.Builder) error { return verify.Proof(ctx, b, given(only, "")) })
 }

@@ -207,3 +207,11 @@ func Size(bytes int64) string {
 	}
 	return fmt.Sprintf("%.1f %s", value, unit)
 }
+
+// Count prints how many there are of something whose plural ends in s: 1 test, 2 tests.
+func Count(n int, noun string) string {
+	if n != 1 {
+		noun += "s"
+	}
+	return fmt.Sprintf("%d %s", n, noun)
+}

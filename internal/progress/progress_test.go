@@ -52,3 +52,11 @@ func TestNumbers(t *testing.T) {
 		}
 	}
 }
+
+func TestCount(t *testing.T) {
+	for n, want := range map[int]string{0: "0 tests", 1: "1 test", 2: "2 tests"} {
+		if got := Count(n, "test"); got != want {
+			t.Errorf("%d: %s, want %s", n, got, want)
+		}
+	}
+}

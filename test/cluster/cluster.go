@@ -98,10 +98,19 @@ func (c *Cluster) Kubectl(args ...string) string {
 	c.t.Helper()
 	output, err := c.Try(time.Minute, append([]string{Program, "kubectl"}, args...)...)
 	if err != nil {
-		c.t.Fatalf("kubectl %v: %v\n%s", args, err, output)
+		c.t.Fatalf("kubectl %v: %v\n%s\n%s", args, err, output, c.warnings())
 	}
 	return output
 }
+
+// warnings are the events that say what is wrong, such as why a pod does not start.
+func (c *Cluster) warnings() string {
+	output, _ := c.Try(30*time.Second, append([]string{Program, "kubectl"}, Warnings...)...)
+	return output
+}
+
+// Warnings are the arguments of kubectl that list the events that say what is wrong.
+var Warnings = []string{"get", "events", "--all-namespaces", "--field-selector=type=Warning"}
 
 // Get reads an object or a list of them.
 func (c *Cluster) Get(into any, args ...string) {

@@ -11,6 +11,7 @@ import (
 	"k3s9p/internal/proof/contract"
 	"k3s9p/internal/proof/leftover"
 	"k3s9p/internal/rmtree"
+	"k3s9p/test/cluster"
 	"k3s9p/test/gvisor"
 )
 
@@ -62,7 +63,8 @@ func (m *Machine) Kubectl(args ...string) string {
 	m.t.Helper()
 	output, err := m.K3s9p(append([]string{"kubectl"}, args...)...)
 	if err != nil {
-		m.t.Fatalf("kubectl %v: %v\n%s", args, err, output)
+		warnings, _ := m.K3s9p(append([]string{"kubectl"}, cluster.Warnings...)...)
+		m.t.Fatalf("kubectl %v: %v\n%s\n%s", args, err, output, warnings)
 	}
 	return output
 }

@@ -61,10 +61,13 @@ func (r Run) virtual() bool {
 	return slices.ContainsFunc(All, func(s Scenario) bool { return s.Name == r.Scenario && s.Virtual })
 }
 
-// where a run runs, in words.
-func (r Run) where() string {
-	if r.virtual() {
+// Where says where a run runs.
+func (r Run) Where() string {
+	switch {
+	case r.virtual():
 		return "virtual machines"
+	case r.Scenario == natively:
+		return "a network namespace of this machine"
 	}
 	return "gVisor"
 }

@@ -73,7 +73,7 @@ func Test(ctx context.Context, b *builder.Builder, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("%d scenarios passed in %s; the reports are in %s\n", len(scenarios), progress.Elapsed(time.Since(start)), b.Dist("reports"))
+	fmt.Printf("%s passed in %s; the reports are in %s\n", progress.Count(len(scenarios), "scenario"), progress.Elapsed(time.Since(start)), b.Dist("reports"))
 	return nil
 }
 
@@ -143,7 +143,7 @@ func (s *Session) Run(ctx context.Context, run Run) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	step := s.b.UI.Step("%s in %s", name, run.where())
+	step := s.b.UI.Step("%s in %s", name, run.Where())
 	limit := limit
 	if run.virtual() || given.Kills > someKills {
 		limit = longLimit
@@ -191,12 +191,12 @@ func (s *Session) Run(ctx context.Context, run Run) (bool, error) {
 		return false, nil
 	case outcome.skipped > 0:
 		step.Fail()
-		return false, fmt.Errorf("%s skipped %d tests", name, outcome.skipped)
+		return false, fmt.Errorf("%s skipped %s", name, progress.Count(outcome.skipped, "test"))
 	case outcome.passed == 0:
 		step.Fail()
 		return false, fmt.Errorf("scenario %s passed no test: nothing was tested", name)
 	}
-	step.Done("%d tests passed", outcome.passed)
+	step.Done("%s passed", progress.Count(outcome.passed, "test"))
 	return true, nil
 }
 

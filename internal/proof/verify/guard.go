@@ -41,14 +41,18 @@ func whole(scenario, gvisor, test string) sandboxTest {
 }
 
 func (g sandboxTest) String() string {
-	return fmt.Sprintf("%s of %s in gVisor %s", g.test, g.scenario, g.gvisor)
+	return fmt.Sprintf("%s of %s in %s", g.test, g.scenarioRun(), g.scenarioRun().Where())
+}
+
+func (g sandboxTest) scenarioRun() scenario.Run {
+	return scenario.Run{Scenario: g.scenario, Set: scenario.SetOf(g.gvisor)}
 }
 
 func (g sandboxTest) ask(ctx context.Context, b *builder.Builder) (string, error) {
 	if _, err := child(ctx, b, distribution, 0, "build"); err != nil {
 		return "", err
 	}
-	log := b.Dist("reports", "sandbox-"+scenario.Run{Scenario: g.scenario, Set: scenario.SetOf(g.gvisor)}.String()+".log")
+	log := b.Dist("reports", "sandbox-"+g.scenarioRun().String()+".log")
 	if err := os.Remove(log); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return "", err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"k3s9p/internal/builder"
@@ -26,18 +27,22 @@ type Outcome struct {
 	Blind string `json:"blind,omitempty"`
 }
 
-// Proof takes out one patch, fix or probe after the other, or those whose name has a
-// text in it, in a copy of the repository, and expects the test that protects it to
-// fail, which has passed before in the same copy.
+// Proof takes out one patch, fix or probe after the other, or those whose name matches a
+// pattern, in a copy of the repository, and expects the test that protects it to fail,
+// which has passed before in the same copy.
 func Proof(ctx context.Context, b *builder.Builder, only string) (err error) {
+	pattern, err := regexp.Compile(only)
+	if err != nil {
+		return fmt.Errorf("-only=%s: %w", only, err)
+	}
 	var chosen []removal
 	for _, r := range removals {
-		if strings.Contains(r.part.String(), only) {
+		if pattern.MatchString(r.part.String()) {
 			chosen = append(chosen, r)
 		}
 	}
 	if len(chosen) == 0 {
-		return hint.Add(fmt.Errorf("nothing that can be taken out is called %q", only), "the names are in internal/proof/verify/removals.go: patch MODULE NUMBER, fix ID, probe ID")
+		return hint.Add(fmt.Errorf("the name of nothing that can be taken out matches %q", only), "the names are in internal/proof/verify/removals.go: patch MODULE NUMBER, fix ID, probe ID")
 	}
 	if why := scenario.Preflight(); why != nil {
 		return fmt.Errorf("the proof starts sandboxes: %w", why)

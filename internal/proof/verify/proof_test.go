@@ -17,15 +17,8 @@ var unproved = map[string]string{
 
 	"probe pod-network":   "gVisor has bridges and veth devices: it is about machines without",
 	"probe tmpfs-options": "nothing is decided about it; the patch of runc is taken out instead",
-	"fix places":          "not tried yet: TestUser of rootless",
-	"probe places":        "not tried yet: TestUser of rootless",
 	"probe terminals":     "nothing is decided about it; the patch of runc is taken out instead",
 	"probe ids":           "it is a warning",
-	"fix oom-score":       "gVisor lets anybody lower a score: native would fail on a machine without CAP_SYS_RESOURCE, not tried yet",
-	"probe oom-score":     "the same",
-	"fix masquerade":      "not tried yet: TestCluster of cluster",
-	"fix services":        "not tried yet: TestCluster of cluster",
-	"probe services":      "not tried yet: TestCluster of cluster",
 	"probe memory-limits": "it is a warning",
 }
 
@@ -109,5 +102,19 @@ func TestTakeOutAFunction(t *testing.T) {
 	}
 	if _, _, err := fix("bridge-port").find(root); err == nil {
 		t.Error("a fix was found of a blocker that has none")
+	}
+}
+
+// A test is called as the log of its scenario is, and runs where the scenario does.
+func TestNamesOfTests(t *testing.T) {
+	for want, test := range map[string]sandboxTest{
+		"TestPods of pods in gVisor":                                  whole("pods", today, "TestPods"),
+		"TestPods of pods-202509 in gVisor":                           whole("pods", september2025, "TestPods"),
+		"TestNode/passthrough of linux9p in virtual machines":         alone("linux9p", today, "TestNode/passthrough"),
+		"TestNative of native in a network namespace of this machine": whole("native", today, "TestNative"),
+	} {
+		if got := test.String(); got != want {
+			t.Errorf("it is called %q, want %q", got, want)
+		}
 	}
 }
