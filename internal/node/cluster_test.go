@@ -139,6 +139,9 @@ func TestDataDirectories(t *testing.T) {
 		"/":                                   "not an absolute path below /",
 		"relative":                            "not an absolute path below /",
 		"/very" + strings.Repeat("/long", 20): "too long a path",
+		// With the longest socket, /run/containerd/containerd.sock.ttrpc, 104 bytes and 105.
+		"/" + strings.Repeat("x", 66): "",
+		"/" + strings.Repeat("x", 67): "too long a path",
 	} {
 		err := Paths{dir}.check()
 		if (err == nil) != (fails == "") || err != nil && !strings.Contains(err.Error(), fails) {

@@ -96,9 +96,9 @@ func (p Paths) bound() map[string]string {
 	}
 }
 
-// socketLimit is how long the path of a Unix socket may be (unix(7)), less what
-// containerd adds to its own.
-const socketLimit = 107 - len(".ttrpc")
+// socketLimit is how long the path of a Unix socket may be to containerd (pkg/sys/
+// socket_unix.go; to Linux 107, unix(7)), less what it adds to its own.
+const socketLimit = 104 - len(".ttrpc")
 
 func (p Paths) check() error {
 	if !filepath.IsAbs(p.Data) || filepath.Clean(p.Data) == "/" {

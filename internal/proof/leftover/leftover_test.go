@@ -2,6 +2,7 @@ package leftover
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -146,7 +147,11 @@ func TestARunThatLives(t *testing.T) {
 // A run that has a copy of the repository in its directory takes that copy's runs along.
 func TestRemoveACopy(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "1")
-	sandbox := filepath.Join(dir, "repository", ".work", "sandboxes", "2", "1")
+	sandboxes, work := filepath.Join(dir, "s"), filepath.Join(dir, "repository", ".work")
+	if err := errors.Join(os.MkdirAll(sandboxes, 0o755), os.MkdirAll(work, 0o755), os.Symlink(sandboxes, filepath.Join(work, "sandboxes"))); err != nil {
+		t.Fatal(err)
+	}
+	sandbox := filepath.Join(sandboxes, "2", "1")
 	ours := exec.Command(os.Args[0], idle)
 	if err := Start(sandbox, ours); err != nil {
 		t.Fatal(err)

@@ -101,10 +101,14 @@ func With(ctx context.Context, b *builder.Builder, runs []Run, f func(*Session) 
 	if err != nil {
 		return err
 	}
-	s := &Session{b, contract.Run{Kills: someKills, Programs: programs, Sandboxes: b.Work("sandboxes"), Reports: b.Dist("reports")}}
-	if err := os.MkdirAll(s.given.Sandboxes, 0o755); err != nil {
+	if err := os.MkdirAll(b.Work("sandboxes"), 0o755); err != nil {
 		return err
 	}
+	sandboxes, err := filepath.EvalSymlinks(b.Work("sandboxes"))
+	if err != nil {
+		return err
+	}
+	s := &Session{b, contract.Run{Kills: someKills, Programs: programs, Sandboxes: sandboxes, Reports: b.Dist("reports")}}
 	leftover.Launcher = b.Dist(builder.LauncherName)
 	if err := leftover.Clean(s.given.Sandboxes, b.UI.Say); err != nil {
 		return err

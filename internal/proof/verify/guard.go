@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"k3s9p/internal/builder"
@@ -25,7 +26,7 @@ type guard interface {
 // sandboxTest is a test of a scenario.
 type sandboxTest struct {
 	scenario, gvisor string
-	test             string // as go test names it: TestX/part
+	test             string // as go test names it: TestX/part; "" is all that run
 	run              string // what runs of the scenario, as -run of go test
 }
 
@@ -38,6 +39,17 @@ func alone(scenario, gvisor, test string) sandboxTest {
 func whole(scenario, gvisor, test string) sandboxTest {
 	top, _, _ := strings.Cut(test, "/")
 	return sandboxTest{scenario, gvisor, test, "^" + top + "$"}
+}
+
+// together are all tests of some removals that are of one scenario, as one.
+func (g sandboxTest) together(all []removal) sandboxTest {
+	var run []string
+	for _, r := range all {
+		if other, ok := r.test.(sandboxTest); ok && other.scenario == g.scenario && other.gvisor == g.gvisor && !slices.Contains(run, other.run) {
+			run = append(run, other.run)
+		}
+	}
+	return sandboxTest{scenario: g.scenario, gvisor: g.gvisor, run: strings.Join(run, "|")}
 }
 
 func (g sandboxTest) String() string {
@@ -66,7 +78,7 @@ func (g sandboxTest) ask(ctx context.Context, b *builder.Builder) (string, error
 		return "", fmt.Errorf("its tests did not run: %w", failure)
 	case failure == nil:
 		return "", nil
-	case !strings.Contains(string(text), "--- FAIL: "+g.test+" ("):
+	case g.test != "" && !strings.Contains(string(text), "--- FAIL: "+g.test+" ("):
 		return "", fmt.Errorf("something else failed: %w", failure)
 	}
 	return string(text), nil

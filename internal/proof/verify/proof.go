@@ -47,7 +47,7 @@ func Proof(ctx context.Context, b *builder.Builder, only string) (err error) {
 	if why := scenario.Preflight(); why != nil {
 		return fmt.Errorf("the proof starts sandboxes: %w", why)
 	}
-	c, err := newCopy(b)
+	c, err := newCopy(b, chosen)
 	if err != nil {
 		return err
 	}
@@ -87,11 +87,12 @@ var sources = []string{"patches", filepath.Join("internal", "blocker")}
 // leaves it as it was, and what is left of the copy goes with the next run.
 type copied struct {
 	*builder.Builder
-	dir   string
-	green map[guard]error // what came of a test with everything in place
+	dir    string
+	chosen []removal
+	green  map[guard]error // what came of tests with everything in place
 }
 
-func newCopy(b *builder.Builder) (*copied, error) {
+func newCopy(b *builder.Builder, chosen []removal) (*copied, error) {
 	base := b.Work("proof")
 	if err := os.MkdirAll(base, 0o755); err != nil {
 		return nil, err
@@ -103,8 +104,9 @@ func newCopy(b *builder.Builder) (*copied, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &copied{dir: dir, green: make(map[guard]error)}
+	c := &copied{dir: dir, chosen: chosen, green: make(map[guard]error)}
 	if c.Builder, err = b.CloneWithCache(filepath.Join(dir, "repository")); err == nil {
+		err = c.shortenSandboxes()
 		for _, name := range sources {
 			err = errors.Join(err, os.CopyFS(filepath.Join(dir, "whole", name), os.DirFS(filepath.Join(c.Root, name))))
 		}
@@ -113,6 +115,13 @@ func newCopy(b *builder.Builder) (*copied, error) {
 		return nil, errors.Join(err, c.remove())
 	}
 	return c, nil
+}
+
+// shortenSandboxes moves the copy's sandboxes up: the data of a node on this machine itself
+// is in such a directory, and the path of a socket below that may have 104 bytes.
+func (c *copied) shortenSandboxes() error {
+	place := filepath.Join(c.dir, "s")
+	return errors.Join(os.Mkdir(place, 0o755), os.Symlink(place, c.Work("sandboxes")))
 }
 
 func (c *copied) remove() error { return leftover.Remove(c.dir) }
@@ -154,8 +163,12 @@ func (c *copied) try(ctx context.Context, r removal) Outcome {
 	return outcome
 }
 
-// passes asks a test with everything in place, once.
+// passes asks a test with everything in place, once, with all that are to be asked of its
+// scenario.
 func (c *copied) passes(ctx context.Context, test guard) error {
+	if t, ok := test.(sandboxTest); ok {
+		test = t.together(c.chosen)
+	}
 	err, asked := c.green[test]
 	if !asked {
 		var failure string

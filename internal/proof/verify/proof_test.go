@@ -118,3 +118,16 @@ func TestNamesOfTests(t *testing.T) {
 		}
 	}
 }
+
+// Tests of one scenario pass together, each once.
+func TestTogether(t *testing.T) {
+	stats, pods := whole("stats", today, "TestStats/metrics"), alone("experiment", today, "TestPodBlockers/iteration-5-cni-plugins")
+	all := []removal{{test: stats}, {test: whole("stats", today, "TestStats/node_memory")}, {test: program{}}, {test: pods},
+		{test: alone("experiment", september2025, "TestPatchedPrograms/link-kind")}, {test: whole("experiment", today, "TestStock/cgroup-v1")}}
+	if got := stats.together(all); got.run != "^TestStats$" {
+		t.Errorf("of stats runs %s", got.run)
+	}
+	if got := pods.together(all); got.run != "^TestPodBlockers$/^iteration-5-cni-plugins$|^TestStock$" || got.test != "" {
+		t.Errorf("of the experiment runs %s", got.run)
+	}
+}
