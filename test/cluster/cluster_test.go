@@ -28,6 +28,17 @@ func (c *Cluster) pods() []corev1.Pod {
 	return live
 }
 
+// What there is to find in a sandbox depends on its age.
+func TestCheck(t *testing.T) {
+	c := Start(t, gvisor.Options{})
+	here := []string{"cgroup-v1", "kmsg", "mount-propagation", "disk-thresholds", "cgroup-files", "root-filesystem", "tunables",
+		"unprivileged-ports", "bridge-port", "preferred-source", "masquerade", "services", "memory-limits"}
+	if gvisor.Old() {
+		here = append(here, "overlayfs", "tmpfs-options", "link-kind")
+	}
+	c.Finds(here)
+}
+
 // One cluster for all: each part says what it protects.
 func TestCluster(t *testing.T) {
 	c := Start(t, gvisor.Options{})

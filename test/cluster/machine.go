@@ -2,11 +2,13 @@ package cluster
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"k3s9p/internal/blocker"
 	"k3s9p/internal/node"
 )
 
@@ -43,6 +45,18 @@ func (c *Cluster) Status() node.State {
 	var s node.State
 	c.Ask(&s, "status")
 	return s
+}
+
+// Finds expects that check finds these blockers, and no other.
+func (c *Cluster) Finds(ids []string) {
+	c.t.Helper()
+	var plan blocker.Plan
+	c.Ask(&plan, "check")
+	for _, f := range plan.Findings {
+		if (f.Answer == blocker.Found) != slices.Contains(ids, f.ID) {
+			c.t.Errorf("check says of %s: %s: %s", f.ID, f.Answer, f.Evidence)
+		}
+	}
 }
 
 // Ask runs a command that answers in JSON.

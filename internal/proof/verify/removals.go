@@ -59,6 +59,10 @@ var removals = []removal{
 	{check("oom-score"), whole("native", today, "TestNative"), symptom("oom-score")},
 	{check("cgroup-mounts"), alone("cluster", today, "TestOtherSandboxes/no_cgroups_mounted"), "there is no hierarchy of cgroups"},
 	{check("memory"), alone("poor", today, "TestLittleMemory"), "[check] gives <nil>"},
+	{check("tmpfs-options"), alone("cluster", september2025, "TestCheck"), unseen("tmpfs-options")},
+	{check("terminals"), whole("rootless", today, "TestUser"), unseen("terminals")},
+	{check("ids"), whole("rootless", today, "TestUser"), unseen("ids")},
+	{check("memory-limits"), alone("cluster", today, "TestCheck"), unseen("memory-limits")},
 	{check("seccomp"), alone("experiment", today, "TestPatchedPrograms/seccomp"), blind("seccomp")},
 	{check("unprivileged-ports"), alone("experiment", today, "TestPodBlockers/unprivileged-ports"), blind("unprivileged-ports")},
 	{check("shared-memory"), alone("linux9p", today, "TestNoSharedMemory"), "shared-memory: fine"},
@@ -87,4 +91,9 @@ func symptom(id string) blocker.Symptom {
 // blind is what the experiment says of a probe that does not see what bites.
 func blind(id string) blocker.Symptom {
 	return blocker.Symptom(id + " bites, and its probe answers fine: " + takenOut)
+}
+
+// unseen is what is said of a probe that misses what check has to find.
+func unseen(id string) blocker.Symptom {
+	return blocker.Symptom("check says of " + id + ": fine: " + takenOut)
 }
