@@ -281,12 +281,18 @@ func (n *Node) openGateway() error {
 	return gateway.Open(gateway.Options{Dial: n.outside.Dial, Resolver: resolver, Log: n.log.With("part", "gateway")})
 }
 
-// dialer is how pods reach what is outside, or nil for the node's own network.
+// dialer is how pods reach what is outside, or nil for the node's own network. An address
+// of the node, such as the external IP of a Service, is in here.
 func (n *Node) dialer() svcproxy.Dialer {
 	if n.outside == nil {
 		return nil
 	}
-	return n.outside.Dial
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		if to, err := netip.ParseAddrPort(address); err == nil && slices.Contains(localAddresses(), to.Addr()) {
+			return new(net.Dialer).DialContext(ctx, network, address)
+		}
+		return n.outside.Dial(ctx, network, address)
+	}
 }
 
 // gatewayResolver is the resolv.conf by which names are asked for at the gateway.

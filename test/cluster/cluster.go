@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"k3s9p/internal/proof/contract"
 	"k3s9p/test/gvisor"
 )
@@ -18,6 +20,9 @@ type Cluster struct {
 	*gvisor.Sandbox
 	t    *testing.T
 	data string // the directory of the node's data
+	// apart says that the node has namespaces of its own: nobody in the sandbox is on
+	// its network.
+	apart bool
 }
 
 // Program is where the user has put it.
@@ -48,7 +53,7 @@ func StartWithout(t *testing.T, options gvisor.Options) *Cluster {
 	if options.User != 0 {
 		data = gvisor.Home + "/.local/share/k3s9p"
 	}
-	return &Cluster{gvisor.Start(t, options), t, data}
+	return &Cluster{gvisor.Start(t, options), t, data, options.Docker}
 }
 
 // Up types k3s9p up --detach, and returns how long it took.
@@ -132,4 +137,20 @@ func (c *Cluster) Apply(name, manifest string) {
 // HTTP asks a web server from the node.
 func (c *Cluster) HTTP(address, path string) (string, error) {
 	return c.Try(2*time.Minute, "inside", "http", "GET", fmt.Sprintf("http://%s:8080%s", address, path))
+}
+
+// AskPod asks the web server in a pod, from the node, or by way of the apiserver where nobody
+// in the sandbox reaches the pod network.
+func (c *Cluster) AskPod(pod corev1.Pod, path string) (string, error) {
+	if c.apart {
+		return c.Try(2*time.Minute, Program, "kubectl", "get", "--raw", "/api/v1/namespaces/default/pods/"+pod.Name+":8080/proxy"+path)
+	}
+	return c.HTTP(pod.Status.PodIP, path)
+}
+
+// Pod is a pod of the namespace default.
+func (c *Cluster) Pod(name string) (pod corev1.Pod) {
+	c.t.Helper()
+	c.Get(&pod, "pod", name)
+	return pod
 }

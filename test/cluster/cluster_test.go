@@ -40,8 +40,18 @@ func TestCheck(t *testing.T) {
 }
 
 // One cluster for all: each part says what it protects.
-func TestCluster(t *testing.T) {
-	c := Start(t, gvisor.Options{})
+func TestCluster(t *testing.T) { everything(t, gvisor.Options{}) }
+
+// The same without privileges, in namespaces of the node's own: see scenario rootless,
+// which runs in all gVisors, for what is different there.
+func TestWithoutPrivileges(t *testing.T) {
+	if !gvisor.Old() {
+		everything(t, gvisor.Options{Docker: true})
+	}
+}
+
+func everything(t *testing.T, options gvisor.Options) {
+	c := Start(t, options)
 	c.Up()
 	t.Run("the node is Ready", func(t *testing.T) {
 		if output := c.Kubectl("get", "nodes"); !strings.Contains(output, " Ready ") {
@@ -61,10 +71,10 @@ func TestCluster(t *testing.T) {
 	pods := c.pods()
 	t.Run("the node and pods reach pods", func(t *testing.T) {
 		for _, pod := range pods {
-			if answer, err := c.HTTP(pod.Status.PodIP, "/"); err != nil || answer != pod.Name {
+			if answer, err := c.AskPod(pod, "/"); err != nil || answer != pod.Name {
 				t.Errorf("the pod %s answers the node with %q, %v", pod.Name, answer, err)
 			}
-			if answer, err := c.HTTP(pods[0].Status.PodIP, "/get?url=http://"+pod.Status.PodIP+":8080/"); err != nil || answer != pod.Name {
+			if answer, err := c.AskPod(pods[0], "/get?url=http://"+pod.Status.PodIP+":8080/"); err != nil || answer != pod.Name {
 				t.Errorf("the pod %s answers another pod with %q, %v", pod.Name, answer, err)
 			}
 		}
@@ -72,7 +82,7 @@ func TestCluster(t *testing.T) {
 	t.Run("egress", func(t *testing.T) { c.egress(t, pods) })
 	t.Run("a ConfigMap's change is seen in the pod", func(t *testing.T) {
 		read := func() string {
-			answer, _ := c.HTTP(pods[0].Status.PodIP, "/file?path=/settings/colour")
+			answer, _ := c.AskPod(pods[0], "/file?path=/settings/colour")
 			return answer
 		}
 		if colour := read(); colour != "red" {
@@ -84,9 +94,9 @@ func TestCluster(t *testing.T) {
 		c.Kubectl("annotate", "pod", pods[0].Name, "look=now")
 		c.Await("the change", 2*time.Minute, func() bool { return read() == "blue" })
 	})
-	t.Run("streams", func(t *testing.T) { c.streams(t, pods[0].Name) })
+	t.Run("streams", func(t *testing.T) { c.streams(t, pods[0]) })
 	t.Run("names resolve in pods", func(t *testing.T) {
-		answer, err := c.HTTP(pods[0].Status.PodIP, "/lookup?name=kubernetes.default")
+		answer, err := c.AskPod(pods[0], "/lookup?name=kubernetes.default")
 		if err != nil || answer != "10.43.0.1" {
 			t.Errorf("kubernetes.default is %q, %v", answer, err)
 		}

@@ -12,14 +12,23 @@ import (
 	"k3s9p/test/gvisor"
 )
 
+// externalIP is an address that no machine of the test has.
+const externalIP = "203.0.113.7"
+
 const someServices = `
 apiVersion: v1
 kind: Service
 metadata: {name: web}
 spec:
   type: NodePort
+  externalIPs: [` + externalIP + `]
   selector: {app: web}
   ports: [{port: 8080, nodePort: 30080}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: affine}
+spec: {sessionAffinity: ClientIP, selector: {app: web}, ports: [{port: 8080}]}
 ---
 apiVersion: v1
 kind: Service
@@ -45,14 +54,19 @@ func (c *Cluster) services(t *testing.T, pods []corev1.Pod) {
 		names[pod.Name] = true
 	}
 	for _, way := range []struct{ from, address string }{
-		{"node", service.Spec.ClusterIP + ":8080"},
+		{"node network", service.Spec.ClusterIP + ":8080"},
 		{"pod", service.Spec.ClusterIP + ":8080"},
 		{"pod", "web:8080"},
 		{"pod", "web.default.svc.cluster.local:8080"},
 		{"node", "127.0.0.1:30080"},
 		{"outside", gvisor.Address + ":30080"},
 		{"pod", gvisor.Address + ":30080"},
+		{"node network", externalIP + ":8080"},
+		{"pod", externalIP + ":8080"},
 	} {
+		if c.apart && way.from == "node network" {
+			continue // what is in the sandbox is not on it
+		}
 		t.Run("from "+way.from+" to "+way.address, func(t *testing.T) {
 			answers := make(map[string]int)
 			for range 2 * len(pods) {
@@ -68,14 +82,26 @@ func (c *Cluster) services(t *testing.T, pods []corev1.Pod) {
 			}
 		})
 	}
+	t.Run("sessionAffinity ClientIP", func(t *testing.T) {
+		chosen := make(map[string]string)
+		for range 4 {
+			for _, pod := range pods {
+				answer := c.askFrom("pod", pod, "affine:8080")
+				if before, ok := chosen[pod.Name]; !names[answer] || ok && answer != before {
+					t.Errorf("the pod %s got %q, and before %q", pod.Name, answer, before)
+				}
+				chosen[pod.Name] = answer
+			}
+		}
+	})
 	t.Run("kubernetes.default from a pod", func(t *testing.T) {
-		answer, err := c.HTTP(pods[0].Status.PodIP, "/get?url="+url.QueryEscape("https://kubernetes.default/version"))
+		answer, err := c.AskPod(pods[0], "/get?url="+url.QueryEscape("https://kubernetes.default/version"))
 		if err == nil || !strings.Contains(answer, "certificate") { // the apiserver's, which the pod does not know
 			t.Errorf("the apiserver answers %q, %v", answer, err)
 		}
 	})
 	t.Run("a headless Service has the addresses of pods", func(t *testing.T) {
-		answer, err := c.HTTP(pods[0].Status.PodIP, "/lookup?name=headless")
+		answer, err := c.AskPod(pods[0], "/lookup?name=headless")
 		if err != nil || len(strings.Fields(answer)) != len(pods) || !strings.Contains(answer, pods[1].Status.PodIP) {
 			t.Errorf("it has %q, %v", answer, err)
 		}
@@ -86,9 +112,9 @@ func (c *Cluster) services(t *testing.T, pods []corev1.Pod) {
 		c.Kubectl("delete", "pod", "at-host-port", "--now")
 	})
 	t.Run("a Service that is deleted is gone", func(t *testing.T) {
-		c.Kubectl("delete", "service", "web", "headless")
+		c.Kubectl("delete", "service", "web", "affine", "headless")
 		c.Await("the end of the Service", 30*time.Second, func() bool {
-			return strings.Contains(c.askFrom("node", pods[0], "127.0.0.1:30080"), "refused") && !strings.Contains(c.Must("ip", "address"), service.Spec.ClusterIP)
+			return strings.Contains(c.askFrom("node", pods[0], "127.0.0.1:30080"), "refused") && !strings.Contains(c.Must("ip", "address"), service.Spec.ClusterIP) && !strings.Contains(c.Must("ip", "address"), externalIP)
 		})
 	})
 }
@@ -98,10 +124,10 @@ func (c *Cluster) askFrom(from string, pod corev1.Pod, address string) string {
 	var answer string
 	var err error
 	switch from {
-	case "node":
+	case "node", "node network":
 		answer, err = c.Try(time.Minute, "inside", "http", "GET", "http://"+address+"/")
 	case "pod":
-		answer, err = c.HTTP(pod.Status.PodIP, "/get?url="+url.QueryEscape("http://"+address+"/"))
+		answer, err = c.AskPod(pod, "/get?url="+url.QueryEscape("http://"+address+"/"))
 	case "outside":
 		err = c.Outside(func() (err error) {
 			answer, err = gvisor.Get("http://" + address + "/")

@@ -79,7 +79,7 @@ func TestRootless(t *testing.T) {
 	names := fmt.Sprint(pods[0].Name, " ", pods[1].Name)
 	t.Run("pods reach each other, by address and by the name of a Service", func(t *testing.T) {
 		for address, want := range map[string]string{pods[1].Status.PodIP: pods[1].Name, "web": names, "web.default.svc.cluster.local": names} {
-			answer, err := inPod(c, pods[0], "/get?url=http://"+address+":8080/")
+			answer, err := c.AskPod(pods[0], "/get?url=http://"+address+":8080/")
 			if err != nil || answer == "" || !strings.Contains(want, answer) {
 				t.Errorf("%s answers %q, %v", address, answer, err)
 			}
@@ -89,7 +89,7 @@ func TestRootless(t *testing.T) {
 		resolver := c.Background("sh", "-c", "exec /var/lib/k3s9p/bundle/*/bin/coredns -conf=/root/resolver")
 		defer resolver.Stop()
 		c.Await("the answer", 30*time.Second, func() bool {
-			answer, err := inPod(c, pods[0], "/lookup?name=outside.example")
+			answer, err := c.AskPod(pods[0], "/lookup?name=outside.example")
 			return err == nil && answer == "192.0.2.53"
 		})
 	})
@@ -211,12 +211,6 @@ func deploy(c *cluster.Cluster) []corev1.Pod {
 	return list.Items
 }
 
-// inPod asks the web server in a pod. Nobody in the sandbox reaches the pod network, so
-// the apiserver asks.
-func inPod(c *cluster.Cluster, pod corev1.Pod, path string) (string, error) {
-	return c.Try(2*time.Minute, cluster.Program, "kubectl", "get", "--raw", "/api/v1/namespaces/default/pods/"+pod.Name+":8080/proxy"+path)
-}
-
 func egress(t *testing.T, c *cluster.Cluster, pod corev1.Pod) {
 	gvisor.ServeOutside(t, c.Outside)
 	const mib = 50
@@ -225,7 +219,7 @@ func egress(t *testing.T, c *cluster.Cluster, pod corev1.Pod) {
 		{"down", fmt.Sprintf("/download?url=http://%s/bytes%%3Fmib=%d", server, mib)},
 		{"up", fmt.Sprintf("/upload?url=http://%s/receive&mib=%d", server, mib)},
 	} {
-		answer, err := inPod(c, pod, way.path)
+		answer, err := c.AskPod(pod, way.path)
 		var bytes int64
 		var seconds float64
 		if err == nil {
@@ -266,7 +260,7 @@ func statistics(t *testing.T, c *cluster.Cluster, pod corev1.Pod) {
 	const memory = 100 << 20
 	used, before := processorTime(t, c, pod), sampleSince(c, pod, time.Now())
 	for _, path := range []string{"/hold?mib=100", "/burn?s=3"} {
-		if _, err := inPod(c, pod, path); err != nil {
+		if _, err := c.AskPod(pod, path); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -285,7 +279,7 @@ func statistics(t *testing.T, c *cluster.Cluster, pod corev1.Pod) {
 // processorTime is what the process of a pod says it has used, in seconds.
 func processorTime(t *testing.T, c *cluster.Cluster, pod corev1.Pod) (seconds float64) {
 	t.Helper()
-	answer, err := inPod(c, pod, "/used")
+	answer, err := c.AskPod(pod, "/used")
 	if err == nil {
 		_, err = fmt.Sscan(answer, &seconds)
 	}
