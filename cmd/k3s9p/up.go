@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"k3s9p/internal/hint"
 	"k3s9p/internal/node"
 	"k3s9p/internal/progress"
 )
@@ -13,7 +14,7 @@ import (
 func upCommand() *cobra.Command {
 	var o node.Options
 	cmd := &cobra.Command{
-		Use:   "up",
+		Use:   "up [-- ARGUMENT OF k3s server…]",
 		Short: "Bring up the cluster: fix what this machine lacks, start, wait for Ready",
 		Long: `Bring up a cluster of one node on this machine, and keep it running until Ctrl-C.
 
@@ -25,8 +26,9 @@ Ready, and k3s9p down ends it.`,
   k3s9p up --images ./images     # import image archives, now and when they appear
   k3s9p up --disable metrics     # without metrics-server
   k3s9p up --publish 80:30080    # port 80 of this machine leads to node port 30080
-  k3s9p up --kubelet-arg max-pods=20`,
-		Args: cobra.NoArgs,
+  k3s9p up --kubelet-arg max-pods=20
+  k3s9p up -- --node-label=zone=a    # where this file carries k3s: further flags of it`,
+		Args: afterDash,
 	}
 	dryRun := nodeFlags(cmd, &o)
 	cmd.Flags().StringVar(&o.ClusterCIDR, "cluster-cidr", "", "the network of pods (default: 10.42.0.0/16, or another one that is free)")
@@ -38,11 +40,19 @@ Ready, and k3s9p down ends it.`,
 	cmd.Flags().StringVar(&o.Rootless, "rootless", node.RootlessAuto, "always, or never, in namespaces of its own, which need no privileges (default: auto, where privileges are missing)")
 	cmd.Flags().Lookup("rootless").NoOptDefVal = node.RootlessAlways
 	cmd.Flags().StringVar(&o.Network, "network", "", "none: the cluster reaches nothing outside (default: what this machine reaches)")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		o.DataDir = dataDir(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		o.DataDir, o.K3sArgs = dataDir(cmd), args
 		return bringUp(cmd, o, *dryRun)
 	}
 	return cmd
+}
+
+// afterDash allows arguments behind -- only.
+func afterDash(cmd *cobra.Command, args []string) error {
+	if dash := cmd.ArgsLenAtDash(); dash > 0 || dash < 0 && len(args) > 0 {
+		return hint.Add(fmt.Errorf("unknown argument %q for %q", args[0], cmd.CommandPath()), "what is for k3s comes after --")
+	}
+	return nil
 }
 
 // nodeFlags adds those of every node, and returns whether to do nothing.

@@ -31,7 +31,7 @@ var foreignPlaces = Blocker{
 	Decide: func(_ context.Context, d *decision) {
 		foreign, _ := unwritable(d.h.Places)
 		for i, dir := range foreign {
-			d.mount(cover{dir, filepath.Join(d.h.Data, "run", "cover", fmt.Sprint(i))})
+			d.mount(Cover{dir, filepath.Join(d.h.Data, "run", "cover", fmt.Sprint(i))})
 		}
 	},
 }
@@ -40,8 +40,8 @@ var foreignPlaces = Blocker{
 // directory is covered there.
 func (p *Plan) Covered(path string) bool {
 	return slices.ContainsFunc(p.Changes, func(change Change) bool {
-		c, ok := change.change.(cover)
-		return ok && strings.HasPrefix(path, c.dir+"/")
+		c, ok := change.change.(Cover)
+		return ok && strings.HasPrefix(path, c.Dir+"/")
 	})
 }
 
@@ -56,34 +56,34 @@ func unwritable(dirs []string) (foreign []string, why error) {
 	return foreign, why
 }
 
-// cover puts a tmpfs that has all that is in a directory over that directory.
-type cover struct {
-	dir     string
-	staging string // where the tmpfs is while it is filled
+// Cover puts a tmpfs that has all that is in a directory over that directory.
+type Cover struct {
+	Dir     string
+	Staging string // where the tmpfs is while it is filled
 }
 
-func (c cover) String() string { return "cover " + c.dir + " with a tmpfs that shows what is in it" }
+func (c Cover) String() string { return "cover " + c.Dir + " with a tmpfs that shows what is in it" }
 
-func (c cover) Make() error {
-	entries, err := os.ReadDir(c.dir)
+func (c Cover) Make() error {
+	entries, err := os.ReadDir(c.Dir)
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(c.staging, 0o755); err != nil {
+	if err := os.MkdirAll(c.Staging, 0o755); err != nil {
 		return err
 	}
-	if err := unix.Mount("tmpfs", c.staging, "tmpfs", 0, "mode=755"); err != nil {
-		return fmt.Errorf("mount a tmpfs at %s: %w", c.staging, err)
+	if err := unix.Mount("tmpfs", c.Staging, "tmpfs", 0, "mode=755"); err != nil {
+		return fmt.Errorf("mount a tmpfs at %s: %w", c.Staging, err)
 	}
 	for _, entry := range entries {
-		if err := show(entry, filepath.Join(c.dir, entry.Name()), filepath.Join(c.staging, entry.Name())); err != nil {
+		if err := show(entry, filepath.Join(c.Dir, entry.Name()), filepath.Join(c.Staging, entry.Name())); err != nil {
 			return err
 		}
 	}
-	if err := unix.Mount(c.staging, c.dir, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
-		return fmt.Errorf("mount %s at %s: %w", c.staging, c.dir, err)
+	if err := unix.Mount(c.Staging, c.Dir, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("mount %s at %s: %w", c.Staging, c.Dir, err)
 	}
-	return unix.Unmount(c.staging, unix.MNT_DETACH)
+	return unix.Unmount(c.Staging, unix.MNT_DETACH)
 }
 
 // show makes an entry of a directory appear elsewhere too.

@@ -193,7 +193,7 @@ func (s Settings) ContainerdConfig() ([]byte, error) {
 			"snapshotter":   c.Snapshotter,
 			"pinned_images": table{"sandbox": c.PauseImage},
 		},
-		"io.containerd.nri.v1.nri": table{"disable": true}, // its socket would be outside of the node's directories
+		"io.containerd.nri.v1.nri": noNRI(),
 		"io.containerd.cri.v1.runtime": table{
 			"netns_mounts_under_state_dir": true,
 			"restrict_oom_score_adj":       c.RestrictOOMScore || s.UserNamespace,
@@ -210,6 +210,9 @@ func (s Settings) ContainerdConfig() ([]byte, error) {
 	content["plugins"] = plugins
 	return toml.Marshal(content)
 }
+
+// noNRI turns off a plugin whose socket would be outside of the node's directories.
+func noNRI() map[string]any { return map[string]any{"disable": true} }
 
 // Conflist is the configuration of the pod network (CNI specification 1.0.0).
 func (s Settings) Conflist() ([]byte, error) {

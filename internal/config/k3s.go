@@ -14,10 +14,17 @@ import (
 // K3sNode is what a k3s server is told besides the choices. Empty values leave it to
 // k3s.
 type K3sNode struct {
-	Data                     string // its data directory
-	Name, Address            string // of the node
+	Data string // its data directory
+	Name string // of the node
+	// Address is that of the bridge, which is there: the pod network is the bridge's, and
+	// the address the node's. Without one the pod network is k3s's.
+	Address                  string
 	ClusterCIDR, ServiceCIDR string
 	Disable                  []string // k3s's names of add-ons
+	Kubeconfig               string   // the file for that of the administrator
+	// Confined says that containerd makes nothing outside of its directories, and the
+	// kubelet no cgroup but those of pods: what is not made need not be taken back.
+	Confined bool
 }
 
 // K3s are the arguments and files by which a k3s server gets choices. The files are by
@@ -26,11 +33,6 @@ type K3s struct {
 	Args  []string
 	Files map[string][]byte
 }
-
-// ownNetwork says that pods get the bridge of this package, and Services a proxy in
-// userspace: where the kernel cannot masquerade, flannel, kube-proxy, the network policies
-// and the load balancer of k3s, all made of iptables' extensions or vxlan, cannot work.
-func (s Settings) ownNetwork() bool { return s.Network.Egress.Way != Masquerade }
 
 // K3s renders the choices for k3s. On a machine without any blocker it says nothing
 // that k3s does not do by itself.
@@ -45,12 +47,17 @@ func (s Settings) K3s(node K3sNode) (K3s, error) {
 	flag("node-name", node.Name)
 	flag("cluster-cidr", node.ClusterCIDR)
 	flag("service-cidr", node.ServiceCIDR)
+	flag("write-kubeconfig", node.Kubeconfig)
 	disable := node.Disable
-	if s.ownNetwork() {
+	if node.Address != "" {
 		// gVisor does not bring a pod's packets to the address of eth0: the node's is the bridge's.
 		flag("node-ip", node.Address)
 		flag("advertise-address", node.Address)
-		args = append(args, "--flannel-backend=none", "--disable-kube-proxy", "--disable-network-policy")
+		args = append(args, "--flannel-backend=none")
+	}
+	if s.Network.Services == ServiceProxy {
+		// The policies and the load balancer are made of the same rules as kube-proxy.
+		args = append(args, "--disable-kube-proxy", "--disable-network-policy")
 		disable = append([]string{"traefik", "servicelb"}, disable...)
 	}
 	flag("disable", strings.Join(disable, ","))
@@ -59,10 +66,17 @@ func (s Settings) K3s(node K3sNode) (K3s, error) {
 	for _, arg := range s.k3sKubelet() {
 		flag("kubelet-arg", arg)
 	}
+	if node.Confined {
+		flag("kubelet-arg", "kubelet-cgroups=")
+		flag("kubelet-arg", "runtime-cgroups=")
+		plugins := filepath.Join(s.Kubelet.RootDir, "volume-plugins")
+		flag("kubelet-arg", "volume-plugin-dir="+plugins)
+		flag("kube-controller-manager-arg", "flex-volume-plugin-dir="+plugins)
+	}
 	if s.Containerd.Snapshotter != Default().Containerd.Snapshotter {
 		flag("snapshotter", s.Containerd.Snapshotter)
 	}
-	files, err := s.k3sFiles(node.Data)
+	files, err := s.k3sFiles(node)
 	return K3s{Args: args, Files: files}, err
 }
 
@@ -93,9 +107,9 @@ func (s Settings) k3sKubelet() []string {
 
 // k3sFiles are what containerd is told by a drop-in, which k3s's own configuration
 // imports, and the configuration of the pod network.
-func (s Settings) k3sFiles(data string) (map[string][]byte, error) {
+func (s Settings) k3sFiles(node K3sNode) (map[string][]byte, error) {
 	type table = map[string]any
-	data = cmp.Or(data, "/var/lib/rancher/k3s")
+	data := cmp.Or(node.Data, "/var/lib/rancher/k3s")
 	files := make(map[string][]byte)
 	content, runtimeTable := table{}, table{}
 	if !s.Containerd.UnprivilegedPorts {
@@ -108,11 +122,15 @@ func (s Settings) k3sFiles(data string) (map[string][]byte, error) {
 		runtimeTable["disable_apparmor"] = true
 	}
 	plugins := table{}
+	if node.Confined {
+		runtimeTable["netns_mounts_under_state_dir"] = true
+		plugins["io.containerd.nri.v1.nri"] = noNRI()
+	}
 	if s.Containerd.Snapshotter == "native" {
 		content["disabled_plugins"] = otherSnapshotters
 		plugins["io.containerd.transfer.v1.local"] = unpackNative()
 	}
-	if s.ownNetwork() {
+	if node.Address != "" {
 		networks := filepath.Join(data, "agent", "etc", "cni", "net.d")
 		// Without flannel k3s leaves both to containerd, which looks into /opt and /etc.
 		runtimeTable["cni"] = table{"bin_dirs": []string{filepath.Join(data, "data", "cni")}, "conf_dir": networks}

@@ -2,6 +2,7 @@ package config
 
 import (
 	"encoding/json"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -109,16 +110,18 @@ func startScript(t *testing.T, snapshotter string) {
 func TestEachChoiceOfK3s(t *testing.T) {
 	plain := Default()
 	const dropIn = "/data/agent/etc/containerd/config-v3.toml.d/k3s9p.toml"
-	start := func(change func(*Settings)) K3s {
+	start := func(change func(*Settings), node K3sNode) K3s {
 		s := plain
 		change(&s)
-		k, err := s.K3s(K3sNode{Data: "/data", Address: "10.42.0.1"})
+		node.Data = "/data"
+		k, err := s.K3s(node)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return k
 	}
-	k := start(func(*Settings) {})
+	none := func(*Settings) {}
+	k := start(none, K3sNode{})
 	if diff := cmp.Diff([]string{"server", "--data-dir=/data", "--pause-image=k3s9p.local/pause:1"}, k.Args); diff != "" || len(k.Files) > 0 {
 		t.Errorf("without blockers k3s gets (-want +got):\n%s and files %v", diff, k.Files)
 	}
@@ -138,11 +141,10 @@ func TestEachChoiceOfK3s(t *testing.T) {
 		"pings":           {func(s *Settings) { s.Containerd.UnprivilegedPorts = false }, nil, "enable_unprivileged_icmp = false"},
 		"OOM scores":      {func(s *Settings) { s.Containerd.RestrictOOMScore = true }, nil, "restrict_oom_score_adj = true"},
 		"user namespace":  {func(s *Settings) { s.UserNamespace = true }, []string{"--kubelet-arg=feature-gates=KubeletInUserNamespace=true"}, "disable_apparmor = true"},
-		"own network":     {func(s *Settings) { s.Network.Egress.Way = Proxy }, []string{"--flannel-backend=none", "--disable-kube-proxy", "--disable-network-policy", "--disable=traefik,servicelb", "--node-ip=10.42.0.1"}, "bin_dirs = ['/data/data/cni']"},
-		"no way out":      {func(s *Settings) { s.Network.Egress.Way = NoEgress }, []string{"--flannel-backend=none"}, "conf_dir = '/data/agent/etc/cni/net.d'"},
+		"Services":        {func(s *Settings) { s.Network.Services = ServiceProxy }, []string{"--disable-kube-proxy", "--disable-network-policy", "--disable=traefik,servicelb"}, ""},
 		"the pause image": {func(s *Settings) { s.Containerd.PauseImage = "example.com/pause:2" }, []string{"--pause-image=example.com/pause:2"}, ""},
 	} {
-		k := start(c.change)
+		k := start(c.change, K3sNode{})
 		for _, arg := range c.args {
 			if !slices.Contains(k.Args, arg) {
 				t.Errorf("%s: %q is not in %q", name, arg, k.Args)
@@ -150,6 +152,33 @@ func TestEachChoiceOfK3s(t *testing.T) {
 		}
 		if drop := string(k.Files[dropIn]); !strings.Contains(drop, c.file) || (drop == "") != (c.file == "") {
 			t.Errorf("%s: %q is not in %q", name, c.file, drop)
+		}
+	}
+	for name, c := range map[string]struct {
+		node K3sNode
+		args []string
+		file string
+	}{
+		"the bridge":  {K3sNode{Address: "10.42.0.1"}, []string{"--flannel-backend=none", "--node-ip=10.42.0.1", "--advertise-address=10.42.0.1"}, "bin_dirs = ['/data/data/cni']"},
+		"its network": {K3sNode{Address: "10.42.0.1"}, nil, "conf_dir = '/data/agent/etc/cni/net.d'"},
+		"kubeconfig":  {K3sNode{Kubeconfig: "/admin.conf"}, []string{"--write-kubeconfig=/admin.conf"}, ""},
+		"cgroups":     {K3sNode{Confined: true}, []string{"--kubelet-arg=kubelet-cgroups=", "--kubelet-arg=runtime-cgroups=", "--kubelet-arg=volume-plugin-dir=/var/lib/kubelet/volume-plugins", "--kube-controller-manager-arg=flex-volume-plugin-dir=/var/lib/kubelet/volume-plugins"}, "disable = true"},
+		"namespaces":  {K3sNode{Confined: true}, nil, "netns_mounts_under_state_dir = true"},
+	} {
+		k := start(none, c.node)
+		for _, arg := range c.args {
+			if !slices.Contains(k.Args, arg) {
+				t.Errorf("%s: %q is not in %q", name, arg, k.Args)
+			}
+		}
+		if slices.Contains(k.Args, "--disable-kube-proxy") {
+			t.Errorf("%s: the kernel would serve Services, and kube-proxy is off", name)
+		}
+		if drop := string(k.Files[dropIn]); !strings.Contains(drop, c.file) || (drop == "") != (c.file == "") {
+			t.Errorf("%s: %q is not in %q", name, c.file, drop)
+		}
+		if _, ok := k.Files["/data/agent/etc/cni/net.d/10-k3s9p.conflist"]; ok != (c.node.Address != "") {
+			t.Errorf("%s: the files are %v", name, slices.Sorted(maps.Keys(k.Files)))
 		}
 	}
 	k, err := plain.K3s(K3sNode{Name: "n", ClusterCIDR: "10.1.0.0/16", ServiceCIDR: "10.2.0.0/16", Disable: []string{"coredns", "metrics-server"}})

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"embed"
 	"encoding/json"
@@ -23,6 +24,9 @@ const (
 	storageAddOn  = "storage"
 	metricsAddOn  = "metrics"
 )
+
+// nodesAddOn is what nodes that join need, which is nobody's choice.
+const nodesAddOn = "nodes"
 
 // AddOns are all of them.
 var AddOns = []string{dnsAddOn, servicesAddOn, storageAddOn, metricsAddOn}
@@ -80,7 +84,7 @@ func (n *Node) writeAddOns() (names []string, err error) {
 }
 
 // forOthers is the manifest of what other nodes need.
-const forOthers = addOnPrefix + "nodes.yaml"
+const forOthers = addOnPrefix + nodesAddOn + ".yaml"
 
 // addOns makes the objects of the add-ons; those of the user's manifests, and what other
 // nodes need, come later.
@@ -93,7 +97,7 @@ func (n *Node) addOns(ctx context.Context) error {
 	if err := n.openManifests(); err != nil {
 		return err
 	}
-	return n.supervisor.Await(ctx, func(ctx context.Context) error { return n.manifests.Apply(ctx, names...) }, kine, controlPlane)
+	return n.supervisor.Await(ctx, func(ctx context.Context) error { return n.manifests.Apply(ctx, names...) }, n.distribution().server...)
 }
 
 // AddOn is how a part of the cluster is done, or that it is not.
@@ -116,7 +120,7 @@ func (n *Node) describeAddOns() []AddOn {
 	var all []AddOn
 	for _, name := range AddOns {
 		if !n.options.has(name) {
-			how[name] = "disabled"
+			how[name] = cmp.Or(n.lacking[name], "disabled")
 		}
 		all = append(all, AddOn{name, how[name]})
 	}

@@ -17,6 +17,8 @@ import (
 // Program is the path of one of the programs that were unpacked.
 func (p Paths) Program(name string) (string, error) {
 	found, _ := filepath.Glob(filepath.Join(p.bundles(), "*", "bin", name))
+	inK3s, _ := filepath.Glob(filepath.Join(p.k3sBin(), name))
+	found = append(found, inK3s...)
 	for _, program := range found {
 		if !strings.HasPrefix(filepath.Base(filepath.Dir(filepath.Dir(program))), ".") {
 			return program, nil
@@ -89,6 +91,11 @@ func (r Rung) planHere(ctx context.Context, o Options) (blocker.Plan, error) {
 	_, pods, err := chooseResolvers(p, o, c.DNS(), r.Rootless)
 	if err != nil {
 		return blocker.Plan{}, err
+	}
+	if c.Distribution == "" { // the bundle says it, if there is one
+		if build, err := buildOf(); err == nil {
+			c.Distribution = build.Distribution
+		}
 	}
 	host := hostOf(p, c, p.programs())
 	host.Settings.UserNamespace = r.Rootless

@@ -60,8 +60,11 @@ func (c Cluster) first() netip.Prefix {
 	return netip.PrefixFrom(c.ClusterCIDR.Masked().Addr(), c.nodeBits())
 }
 
+// defaultNodeBits is the length of that of a node's part, where there is room for it.
+const defaultNodeBits = 24
+
 // nodeBits is the length of the prefix of a node's part of the cluster CIDR.
-func (c Cluster) nodeBits() int { return max(c.ClusterCIDR.Bits(), 24) }
+func (c Cluster) nodeBits() int { return max(c.ClusterCIDR.Bits(), defaultNodeBits) }
 
 // Address is that of the bridge: the first one for pods.
 func (c Cluster) Address() netip.Addr { return gatewayOf(c.PodCIDR()) }

@@ -190,7 +190,7 @@ func TestServes(t *testing.T) {
 func TestStepsOfNodes(t *testing.T) {
 	n := &Node{}
 	steps := func(c Cluster) (titles []string) {
-		for _, s := range n.steps() {
+		for _, s := range n.distribution().steps(n) {
 			if s.isOf(c) {
 				titles = append(titles, s.title)
 			}

@@ -76,7 +76,7 @@ func (n *Node) ready(ctx context.Context) error {
 		conditions = append(conditions, n.dnsAnswers)
 	}
 	for _, condition := range conditions {
-		if err := n.supervisor.Await(ctx, condition, kine, controlPlane, containerd, kubelet, coredns); err != nil {
+		if err := n.supervisor.Await(ctx, condition, append(n.distribution().server, containerd, kubelet, coredns)...); err != nil {
 			return err
 		}
 	}

@@ -80,7 +80,7 @@ func processes(p Paths) (map[int]string, error) {
 		}
 		stats[stat.PID] = stat
 		children[stat.PPID] = append(children[stat.PPID], stat.PID)
-		if program, err := process.Executable(); err == nil && strings.HasPrefix(program, p.bundles()+"/") {
+		if program, err := process.Executable(); err == nil && (strings.HasPrefix(program, p.bundles()+"/") || strings.HasPrefix(program, p.k3s("data")+"/")) {
 			roots = append(roots, stat.PID)
 		}
 	}
@@ -140,9 +140,9 @@ func (c directoriesChange) Undo(bool) error {
 const kernelLog = "/dev/kmsg"
 
 // missing are the directories that have to be made, outer ones first.
-func (p Paths) missing() []string {
+func (p Paths) missing(d distribution) []string {
 	var missing []string
-	for target := range p.bound() {
+	for _, target := range slices.Concat(slices.Collect(maps.Keys(p.bound(d))), d.covered) {
 		for dir := target; ; dir = filepath.Dir(dir) {
 			if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
 				break
@@ -155,9 +155,9 @@ func (p Paths) missing() []string {
 }
 
 // places are the directories of the machine in which a node makes something.
-func (p Paths) places() []string {
+func (p Paths) places(d distribution) []string {
 	places := []string{filepath.Dir(xtablesLock)}
-	missing := p.missing()
+	missing := p.missing(d)
 	if _, err := os.Lstat(kernelLog); errors.Is(err, os.ErrNotExist) {
 		missing = append(missing, kernelLog)
 	}
@@ -201,7 +201,7 @@ func (b binding) Make() error {
 // themselves are in the node's namespace; the node detaches them to get at the
 // directories.
 func unbind(p Paths) error {
-	for target, source := range p.bound() {
+	for target, source := range p.bound(k3sDistribution()) { // which has all that others have
 		if sameDirectory(source, target) {
 			if err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
 				return fmt.Errorf("unmount %s: %w", target, err)

@@ -3,6 +3,8 @@ package node
 import (
 	"context"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -13,6 +15,9 @@ import (
 func (p Paths) Manifests() string { return p.at("manifests") }
 
 func (n *Node) openManifests() (err error) {
+	if err := os.MkdirAll(filepath.Dir(n.paths.applied()), 0o700); err != nil {
+		return err
+	}
 	n.manifests, err = manifest.Open(n.paths.Manifests(), n.paths.applied(), manifest.Cluster{
 		Request: n.client.request,
 		Missing: func(err error) bool { return answered(err, http.StatusNotFound) },

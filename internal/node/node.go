@@ -13,7 +13,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"k3s9p/internal/blocker"
@@ -54,6 +53,9 @@ type Node struct {
 	// manifestProblem is what was last logged about them.
 	manifestProblem string
 	imported        map[string]string // image archives, with their stamps
+	k3sArgs         []string
+	withoutK3s      []string          // the add-ons that k3s does not do, as it calls them
+	lacking         map[string]string // the add-ons that nobody does though nobody has disabled them, and why
 	log             *slog.Logger
 	progress        *progress.Printer
 
@@ -79,41 +81,9 @@ const (
 
 func (s step) isOf(c Cluster) bool { return s.of == every || c.Joined() == (s.of == joined) }
 
-// steps are those of all nodes, in their order.
-func (n *Node) steps() []step {
-	var runtime errgroup.Group
-	return []step{
-		{title: "unpack the programs", do: n.unpack},
-		{title: "join the cluster", do: n.join, of: joined},
-		{title: "check and fix the machine", do: n.fix},
-		{title: "make the pod network", do: func(ctx context.Context) (string, error) {
-			_, err := plain(n.bridge, n.openEgress)(ctx)
-			return n.plan.Value(blocker.Egress), err
-		}},
-		{title: "add routes to the other nodes", do: plain(n.syncNodes, n.publishServer), of: joined},
-		{title: "start the container runtime", do: func(ctx context.Context) (string, error) {
-			err := n.containerRuntime(ctx)
-			if err == nil {
-				runtime.Go(func() error {
-					if err := n.runtimeReady(ctx); err != nil {
-						return err
-					}
-					return n.images(ctx)
-				})
-			}
-			return "", err
-		}},
-		{title: "start the datastore, make certificates", do: plain(n.datastore, n.certificates, n.address), of: servers},
-		{title: "start the control plane", do: plain(n.controlPlane, n.publishServer, n.roles, n.addOns, n.register), of: servers},
-		{title: "wait for the container runtime", do: func(context.Context) (string, error) { return "", runtime.Wait() }},
-		{title: "start the kubelet, DNS and Services", do: plain(n.kubelet, n.dns, n.openServices)},
-		{title: "wait until the node is Ready", do: plain(n.ready)},
-	}
-}
-
 // up brings the node up. What it did until an error is taken back by down.
 func (n *Node) up(ctx context.Context) error {
-	for _, s := range n.steps() {
+	for _, s := range n.distribution().steps(n) {
 		if !s.isOf(n.cluster) {
 			continue
 		}
@@ -203,7 +173,7 @@ func (n *Node) enoughSpace() error {
 	if err := unix.Statfs(n.paths.Data, &st); err != nil || st.Blocks == 0 {
 		return nil // it does not say
 	}
-	if have, need := int64(st.Bavail)*st.Frsize, sizeOf(n.build)+spare; have < need {
+	if have, need := int64(st.Bavail)*st.Frsize, sizeOf(n.build)*n.distribution().unpacked+spare; have < need {
 		return hint.Add(fmt.Errorf("the filesystem of %s has %s left, and the node needs %s: %w", n.paths.Data, progress.Size(have), progress.Size(need), unix.ENOSPC),
 			"make space, or name a directory elsewhere with --data-dir")
 	}
@@ -245,7 +215,7 @@ func (n *Node) fix(ctx context.Context) (string, error) {
 	if err := errors.Join(server.write(), pods.write()); err != nil {
 		return "", fmt.Errorf("write the name servers: %w", err)
 	}
-	if n.files, err = n.plan.Settings.Write(n.paths.etc()); err != nil {
+	if err := n.distribution().configure(n); err != nil {
 		return "", err
 	}
 	found := 0
@@ -261,7 +231,9 @@ func (n *Node) fix(ctx context.Context) (string, error) {
 }
 
 // program is the path of one of the node's programs.
-func (n *Node) program(name string) string { return filepath.Join(n.bundle, "bin", name) }
+func (n *Node) program(name string) string {
+	return filepath.Join(n.distribution().bin(n.paths, n.bundle), name)
+}
 
 func (n *Node) start(name string, grace time.Duration, args ...string) error {
 	return n.startWith(name, grace, n.environment(), args...)
@@ -273,7 +245,7 @@ func (n *Node) startWith(name string, grace time.Duration, env []string, args ..
 
 // down ends the node and takes back what it changed.
 func (n *Node) down() error {
-	n.supervisor.Stop(kubelet) // otherwise it would start the pods again
+	n.distribution().endPods(n)
 	if n.runs(containerd) {
 		ctx, cancel := context.WithTimeout(context.Background(), podGrace*time.Second+3*time.Second)
 		if err := n.stopPods(ctx); err != nil {
@@ -306,7 +278,7 @@ func (n *Node) runs(name string) bool {
 // kubernetesVersion is the version of the set that has the kubelet.
 func kubernetesVersion(build record.Build) string {
 	for _, set := range build.Sets {
-		if set.Name == "kubernetes" {
+		if set.Name == "kubernetes" || set.Name == k3sName {
 			return set.Version
 		}
 	}

@@ -45,6 +45,8 @@ type Options struct {
 	APIServerArgs         []string `json:"apiserverArgs,omitempty"`
 	ControllerManagerArgs []string `json:"controllerManagerArgs,omitempty"`
 	SchedulerArgs         []string `json:"schedulerArgs,omitempty"`
+	// K3sArgs are further arguments of k3s.
+	K3sArgs []string `json:"k3sArgs,omitempty"`
 }
 
 // NetworkNone is the choice of --network for a cluster that reaches nothing outside.

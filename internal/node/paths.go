@@ -2,6 +2,7 @@ package node
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -85,8 +86,8 @@ func (p Paths) journal() journal.Journal { return journal.Journal{Dir: p.at("fix
 // bound are the directories that programs have built in, and what is mounted there
 // in the node's mount namespace. Where they do not exist they are made, and removed
 // again by down.
-func (p Paths) bound() map[string]string {
-	return map[string]string{
+func (p Paths) bound(d distribution) map[string]string {
+	bound := map[string]string{
 		"/run/containerd":     p.run("containerd-default"), // the shims' sockets, runc's state
 		"/var/lib/kubelet":    p.kubelet(),                 // device plugins; what pods expect of a node
 		"/var/lib/cni":        p.run("cni"),                // libcni's cache of results
@@ -94,6 +95,8 @@ func (p Paths) bound() map[string]string {
 		"/var/log/containers": p.at("log", "containers"),
 		"/run/mount":          p.run("mount"), // what mount(8) notes down
 	}
+	maps.Copy(bound, d.bound(p))
+	return bound
 }
 
 // socketLimit is how long the path of a Unix socket may be to containerd (pkg/sys/

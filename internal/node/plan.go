@@ -46,7 +46,7 @@ func makePlan(ctx context.Context, p Paths, c Cluster, o Options, h *blocker.Hos
 	j := p.journal()
 	const builtIn = "programs have these places built in"
 	var passing directoriesChange
-	made := journal.Again(j, directoriesRecord, directoriesChange{p.missing()})
+	made := journal.Again(j, directoriesRecord, directoriesChange{p.missing(c.distribution())})
 	made.Made = slices.DeleteFunc(made.Made, func(dir string) bool {
 		covered := plan.Covered(dir)
 		if covered {
@@ -60,7 +60,10 @@ func makePlan(ctx context.Context, p Paths, c Cluster, o Options, h *blocker.Hos
 	if len(made.Made) > 0 {
 		plan.Change(directoriesRecord, made, builtIn)
 	}
-	plan.Mount("own-directories", binding(p.bound()), builtIn)
+	plan.Mount("own-directories", binding(p.bound(c.distribution())), builtIn)
+	for _, dir := range c.distribution().covered {
+		plan.Mount("covered", blocker.Cover{Dir: dir, Staging: p.run("cover", filepath.Base(dir))}, "what programs make there ends with the node")
+	}
 	plan.Change(cgroupsRecord, cgroupsChange{cgroup}, "the pods' cgroups are below it")
 	plan.Change(bridgeRecord, bridgeChange{Name: Bridge, cluster: c, mtu: plan.Settings.Network.MTU}, "pods are connected by it, and the apiserver listens there")
 	switch before := journal.Again(j, forwardRecord, forwarding()); {
@@ -80,6 +83,9 @@ func makePlan(ctx context.Context, p Paths, c Cluster, o Options, h *blocker.Hos
 	case c.Joined() && mode != config.ServiceProxy:
 		plan.Settings.Network.Services = config.ServiceProxy
 		plan.Choose(blocker.Services, "a proxy in userspace", "a node that has joined has its own DNS server at the address of the Service")
+	case mode != config.ServiceProxy && c.distribution().services != "":
+		plan.Settings.Network.Services = config.ServiceProxy
+		plan.Choose(blocker.Services, "a proxy in userspace", c.distribution().services)
 	case mode != config.ServiceProxy && othersServices(p):
 		plan.Settings.Network.Services = config.ServiceProxy
 		plan.Choose(blocker.Services, "a proxy in userspace", "a kube-proxy of somebody else has its rules here")
@@ -90,26 +96,28 @@ func makePlan(ctx context.Context, p Paths, c Cluster, o Options, h *blocker.Hos
 }
 
 // settingsOf are the choices for a node on a machine without any blocker.
-func settingsOf(p Paths, c Cluster, programs string) config.Settings {
+func settingsOf(p Paths, c Cluster, bundle string) config.Settings {
 	s := config.Default()
 	s.Containerd.Root, s.Containerd.State = p.containerd(), filepath.Dir(p.Containerd())
 	s.Containerd.Networks = p.etc("cni")
 	// Plugins of the machine may answer, and be without the patches.
-	s.Containerd.Plugins = filepath.Join(programs, "cni")
+	s.Containerd.Plugins = c.distribution().plugins(p, bundle)
 	s.Network.State = p.run("cni", "networks")
 	if pods := c.PodCIDR(); pods.IsValid() {
 		s.Network.PodCIDR = pods.String()
 	}
 	s.Kubelet.ClientCA, s.Kubelet.DNS = p.pkiFile("ca.crt"), c.DNS().String()
 	s.Kubelet.Cgroup = cgroup
+	c.distribution().settings(&s, p)
 	return s
 }
 
 // hostOf is the machine as package blocker looks at it.
-func hostOf(p Paths, c Cluster, programs string) *blocker.Host {
+func hostOf(p Paths, c Cluster, bundle string) *blocker.Host {
+	d := c.distribution()
 	return &blocker.Host{
-		Data: p.Data, Programs: filepath.Join(programs, "bin"), Plugins: filepath.Join(programs, "cni"), Sockets: p.sockets(),
-		Places: p.places(), Memory: memoryNeeded(c), Settings: settingsOf(p, c, programs),
+		Data: p.Data, Programs: d.bin(p, bundle), Plugins: d.plugins(p, bundle), Sockets: p.sockets(),
+		Places: p.places(d), Memory: memoryNeeded(c), Settings: settingsOf(p, c, bundle),
 	}
 }
 

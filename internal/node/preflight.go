@@ -28,9 +28,6 @@ func preflight(o Options, rung Rung, ports func(Options, Cluster) []listener) (r
 	if err != nil {
 		return record.Build{}, Cluster{}, err
 	}
-	if build.Distribution == "k3s" {
-		return build, Cluster{}, hint.Add(errors.New("this file carries k3s, which k3s9p up does not start yet"), "k3s9p unpack DIR gives DIR/k3s, to be started as docs/k3s.md says; DISTRO=kubernetes go tool mage build makes a k3s9p for up")
-	}
 	routes, err := routesOf(p)
 	if err != nil {
 		return build, Cluster{}, err
@@ -54,6 +51,9 @@ func fits(o Options, c Cluster, rung Rung) error {
 	if args := len(o.APIServerArgs) + len(o.ControllerManagerArgs) + len(o.SchedulerArgs); c.Joined() && args > 0 {
 		return hint.Add(fmt.Errorf("this node has joined the cluster of %s, and has no control plane of which a flag could be set", c.Server), "--kube-apiserver-arg and the like are for up on that server")
 	}
+	if err := c.distribution().fits(o, c, rung); err != nil {
+		return err
+	}
 	if !rung.Rootless {
 		_, err := advertised(o, c)
 		return err
@@ -73,19 +73,14 @@ type listener struct{ program, address string }
 // published are the ports that a node in namespaces of its own has outside.
 var published = []listener{{"kube-apiserver", fmt.Sprintf(":%d", port)}}
 
-// listening are the ports of the node's programs, on all addresses or on loopback: those
-// of every node, and those of a control plane.
-var (
-	listening        = []listener{{kubelet, ":10250"}, {kubelet, "127.0.0.1:10248"}}
-	listeningServers = []listener{{"kube-apiserver", fmt.Sprintf(":%d", port)}, {"metrics-server", fmt.Sprintf("127.0.0.1:%d", metricsPort)}}
-)
-
-// ownPorts are those that the programs of a node listen at.
+// ownPorts are those that the programs of a node listen at, on all addresses or on
+// loopback.
 func ownPorts(_ Options, c Cluster) []listener {
+	d := c.distribution()
 	if c.Joined() {
-		return listening
+		return d.listening
 	}
-	return slices.Concat(listeningServers, listening)
+	return slices.Concat(d.listeningServers, d.listening)
 }
 
 // portsFree tries each port. What a killed node of this directory still holds is

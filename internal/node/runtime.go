@@ -32,7 +32,7 @@ func ContainerdArgs(files config.Files) []string { return []string{"--config=" +
 
 // runtimeReady waits for containerd's CRI service.
 func (n *Node) runtimeReady(ctx context.Context) error {
-	return n.supervisor.Await(ctx, func(ctx context.Context) error { return AskRuntime(ctx, n.plan.Settings.Containerd) }, containerd)
+	return n.supervisor.Await(ctx, func(ctx context.Context) error { return AskRuntime(ctx, n.plan.Settings.Containerd) }, append(n.distribution().server, containerd)...)
 }
 
 // AskRuntime asks containerd's CRI service whether it is there: the line about the
@@ -163,7 +163,7 @@ var proxyVariables = []string{"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROX
 // nobody else's business.
 func (n *Node) environment() []string {
 	// What a killed program leaves in its temporary directory goes with the node.
-	env := []string{"PATH=" + filepath.Join(n.bundle, "bin") + ":" + searchPath(), "TMPDIR=" + n.paths.temporary()}
+	env := []string{"PATH=" + n.distribution().bin(n.paths, n.bundle) + ":" + searchPath(), "TMPDIR=" + n.paths.temporary()}
 	for _, entry := range os.Environ() {
 		name, _, _ := strings.Cut(entry, "=")
 		if !slices.Contains([]string{"PATH", "TMPDIR", "NOTIFY_SOCKET"}, name) && !strings.HasPrefix(name, "K3S9P_") && !slices.Contains(proxyVariables, strings.ToUpper(name)) {
@@ -182,7 +182,11 @@ func searchPath() string {
 
 // pullEnvironment is that of containerd.
 func (n *Node) pullEnvironment() []string {
-	env := n.environment()
+	return append(n.environment(), n.pullVariables()...)
+}
+
+// pullVariables are what that has more than the environment of other programs.
+func (n *Node) pullVariables() (env []string) {
 	for _, entry := range os.Environ() {
 		name, value, _ := strings.Cut(entry, "=")
 		if upper := strings.ToUpper(name); slices.Contains(proxyVariables, upper) && upper != "NO_PROXY" && value != "" {

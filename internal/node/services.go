@@ -58,7 +58,7 @@ func (n *Node) openServices(ctx context.Context) error {
 			return errors.Join(errors.New("the Service of the apiserver is not served"), err)
 		}
 		return nil
-	}, kine, controlPlane)
+	}, n.distribution().server...)
 }
 
 // followServices keeps the ports as the cluster has them, until ctx ends.
