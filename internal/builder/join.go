@@ -31,9 +31,11 @@ import (
 )
 
 // join makes one program of the parts of a set: the file that unpacks itself. It returns
-// all sets, of which only the last one has outputs, and what the program lacks.
-func (b *Builder) join(ctx context.Context, selection pin.Selection, chain record.Toolchain, parts []Compiled) ([]Compiled, []string, error) {
+// all sets, with that of the program, of which the parts have no outputs any more, and what
+// the program lacks.
+func (b *Builder) join(ctx context.Context, selection pin.Selection, chain record.Toolchain, sets []Compiled) ([]Compiled, []string, error) {
 	set := selection.Parted
+	parts, others := sets[:len(set.Config.Parts)], sets[len(set.Config.Parts):]
 	trees, err := b.Sources(ctx, set)
 	if err != nil {
 		return nil, nil, err
@@ -68,7 +70,7 @@ func (b *Builder) join(ctx context.Context, selection pin.Selection, chain recor
 	if err != nil {
 		return nil, nil, err
 	}
-	whole = whole.With(replaced).Called(upstream.Version, pin.PatchDigest(selection.Sets...))
+	whole = whole.With(replaced).Called(upstream.Version, pin.PatchDigest(selection.Sets[:len(parts)]...))
 	made, err := b.Make(ctx, whole, chain)
 	if err != nil {
 		return nil, nil, err
@@ -84,7 +86,7 @@ func (b *Builder) join(ctx context.Context, selection pin.Selection, chain recor
 	for i := range parts {
 		parts[i].Outputs = nil
 	}
-	return append(parts, made), lacks, nil
+	return slices.Concat(parts, others, []Compiled{made}), lacks, nil
 }
 
 // entries are the files of the archive, and what it lacks.

@@ -300,8 +300,17 @@ func (m *made) run(name string, args ...string) string {
 // it patched, and with the version that says so.
 func TestK3s(t *testing.T) {
 	m := makeK3s(t, nil)
+	m.write("repository/build/beside/build.yaml", "distributions: [k3s]\nmodule: github.com/opencontainers/runc\nprograms:\n- {name: beside, package: github.com/opencontainers/runc}\n")
+	m.write("repository/build/beside/go.mod", "module k3s9p/build/beside\n\ngo 1.26\n\nrequire github.com/opencontainers/runc v1.4.2\n")
+	m.write("repository/build/beside/go.sum", m.goSum())
 	if err := m.Build(t.Context(), "k3s"); err != nil {
 		t.Fatal(err)
+	}
+	if got := m.run(m.Dist("bin", "beside")); got != "runc\n" {
+		t.Errorf("the program of another set, beside k3s, says %q", got)
+	}
+	if sets := m.record(m.Builder).Sets; len(sets) != 7 || sets[0].Name != "k3s-server" {
+		t.Errorf("the record has %d sets", len(sets))
 	}
 	build := m.record(m.Builder)
 	version := build.Version

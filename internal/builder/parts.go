@@ -68,7 +68,7 @@ func waysOn(selection pin.Selection, unavailable *gotool.Unavailable) error {
 	return hint.Add(unavailable, "GOPROXY=… with a proxy that serves it; %s; or DISTRO=kubernetes, whose modules are all on the public proxy", way)
 }
 
-// takeApart puts the parts of a set in its place.
+// takeApart puts the parts of a set in its place; other sets come behind them.
 func (b *Builder) takeApart(ctx context.Context, selection pin.Selection) (pin.Selection, error) {
 	i := slices.IndexFunc(selection.Sets, func(s *pin.Set) bool { return len(s.Config.Parts) > 0 })
 	replacements, err := pin.ReadReplacements()
@@ -89,6 +89,7 @@ func (b *Builder) takeApart(ctx context.Context, selection pin.Selection) (pin.S
 	}
 	taken := selection
 	taken.Parted, taken.Sets = set, nil
+	others := slices.Delete(slices.Clone(selection.Sets), i, i+1)
 	var replaced []string
 	for _, part := range set.Config.Parts {
 		derived, err := b.layPart(ctx, set, part, trees, upstream, replacements)
@@ -110,6 +111,7 @@ func (b *Builder) takeApart(ctx context.Context, selection pin.Selection) (pin.S
 			return selection, err
 		}
 	}
+	taken.Sets = append(taken.Sets, others...)
 	return taken, nil
 }
 

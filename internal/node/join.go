@@ -67,13 +67,7 @@ func (n *Node) enroll(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("get a certificate for the token: %w", err)
 	}
-	const name = "k3s9p"
-	config, err := yaml.Marshal(clientcmd.Config{
-		APIVersion: "v1", Kind: "Config", CurrentContext: name,
-		Clusters:  []clientcmd.NamedCluster{{Name: name, Cluster: clientcmd.Cluster{Server: j.Server, TLSServerName: apiserverName, CertificateAuthorityData: j.Authority}}},
-		AuthInfos: []clientcmd.NamedAuthInfo{{Name: name, AuthInfo: clientcmd.AuthInfo{ClientCertificateData: certificate, ClientKeyData: key}}},
-		Contexts:  []clientcmd.NamedContext{{Name: name, Context: clientcmd.Context{Cluster: name, AuthInfo: name}}},
-	})
+	config, err := kubeconfigOf(clientcmd.Cluster{Server: j.Server, TLSServerName: apiserverName, CertificateAuthorityData: j.Authority}, certificate, key)
 	if err != nil {
 		return err
 	}
@@ -81,6 +75,17 @@ func (n *Node) enroll(ctx context.Context) error {
 		return err
 	}
 	return writeFile(n.paths.conf("kubelet"), config, 0o600)
+}
+
+// kubeconfigOf is the kubeconfig of who has a certificate and its key, as PEM.
+func kubeconfigOf(cluster clientcmd.Cluster, certificate, key []byte) ([]byte, error) {
+	const name = "k3s9p"
+	return yaml.Marshal(clientcmd.Config{
+		APIVersion: "v1", Kind: "Config", CurrentContext: name,
+		Clusters:  []clientcmd.NamedCluster{{Name: name, Cluster: cluster}},
+		AuthInfos: []clientcmd.NamedAuthInfo{{Name: name, AuthInfo: clientcmd.AuthInfo{ClientCertificateData: certificate, ClientKeyData: key}}},
+		Contexts:  []clientcmd.NamedContext{{Name: name, Context: clientcmd.Context{Cluster: name, AuthInfo: name}}},
+	})
 }
 
 // requestCertificate asks the cluster for a certificate of this node, and waits for it.

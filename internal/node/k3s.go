@@ -2,15 +2,24 @@ package node
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"maps"
+	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
+
+	clientcmd "k8s.io/client-go/tools/clientcmd/api/v1"
+	"sigs.k8s.io/yaml"
 
 	"k3s9p/internal/config"
 	"k3s9p/internal/hint"
@@ -97,7 +106,7 @@ func (n *Node) k3sSteps() []step {
 		{title: "make the pod network", do: n.podNetwork},
 		{title: "start k3s", do: plain(n.startK3s, n.k3sServes, n.publishServer)},
 		{title: "wait for the container runtime", do: plain(n.runtimeReady)},
-		{title: "start Services", do: plain(n.addOns, n.openServices)},
+		{title: "start DNS and Services", do: plain(n.addOns, n.k3sCredentials, n.dns, n.openServices)},
 		{title: "wait until the node is Ready", do: plain(n.ready, n.register)},
 	}
 }
@@ -234,6 +243,46 @@ func (n *Node) k3sServes(ctx context.Context) error {
 	}, k3s)
 }
 
+// k3sCredentials makes the kubeconfig of the DNS server, which is no administrator: it is
+// signed by the authority that k3s has for clients.
+func (n *Node) k3sCredentials(context.Context) error {
+	if !n.options.has(dnsAddOn) {
+		return nil
+	}
+	authority, err := tls.LoadX509KeyPair(n.paths.k3s("server", "tls", "client-ca.crt"), n.paths.k3s("server", "tls", "client-ca.key"))
+	if err != nil {
+		return fmt.Errorf("read the authority of k3s for clients: %w", err)
+	}
+	data, err := os.ReadFile(n.paths.Kubeconfig())
+	if err != nil {
+		return err
+	}
+	var admin clientcmd.Config
+	if err := yaml.Unmarshal(data, &admin); err != nil || len(admin.Clusters) == 0 {
+		return errors.Join(fmt.Errorf("%s names no cluster", n.paths.Kubeconfig()), err)
+	}
+	private, key, err := newKey()
+	if err != nil {
+		return err
+	}
+	certificate, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()),
+		Subject:      pkix.Name{CommonName: dnsUser},
+		NotBefore:    authority.Leaf.NotBefore,
+		NotAfter:     authority.Leaf.NotAfter,
+		KeyUsage:     x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}, authority.Leaf, private.Public(), authority.PrivateKey)
+	if err != nil {
+		return fmt.Errorf("make the certificate of the DNS server: %w", err)
+	}
+	config, err := kubeconfigOf(admin.Clusters[0].Cluster, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}), key)
+	if err != nil {
+		return err
+	}
+	return writeFile(n.paths.conf(coredns), config, 0o600)
+}
+
 // endK3s ends k3s, and containerd with it, and starts containerd without it, for who ends
 // the pods.
 func (n *Node) endK3s() {
@@ -252,15 +301,13 @@ func (n *Node) endK3s() {
 	}
 }
 
-// shareAddOns settles who does the add-ons: the node itself what needs no image, and nobody
-// those of k3s, which are pods of images that are not in the bundle.
+// shareAddOns settles who does the add-ons. Those of k3s are pods of images, which are not
+// in the bundle: the node does DNS and storage itself, as with the other distribution, and
+// nobody the metrics.
 func (n *Node) shareAddOns() {
 	n.withoutK3s = []string{"coredns", "local-storage", "metrics-server"}
-	n.lacking = make(map[string]string)
-	for name, k3sAddOn := range map[string]string{dnsAddOn: "coredns", metricsAddOn: "metrics-server"} {
-		if n.options.has(name) {
-			n.lacking[name] = "none: the image of " + k3sAddOn + ", as k3s has it, is not in this file"
-		}
+	if n.options.has(metricsAddOn) {
+		n.lacking = map[string]string{metricsAddOn: "none: the image of k3s's metrics-server is not in this file"}
 	}
-	n.options.Disable = append(n.options.Disable, dnsAddOn, metricsAddOn, nodesAddOn)
+	n.options.Disable = append(n.options.Disable, metricsAddOn, nodesAddOn)
 }

@@ -1,13 +1,23 @@
 package node
 
 import (
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
 	"fmt"
+	"math/big"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	clientcmd "k8s.io/client-go/tools/clientcmd/api/v1"
+	"sigs.k8s.io/yaml"
 
 	"k3s9p/internal/blocker"
 	"k3s9p/internal/config"
@@ -87,11 +97,11 @@ func TestConfigureK3s(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if n.options.has(dnsAddOn) || n.options.has(metricsAddOn) || !n.options.has(storageAddOn) {
+	if !n.options.has(dnsAddOn) || n.options.has(metricsAddOn) || !n.options.has(storageAddOn) {
 		t.Errorf("the node itself does not %v", n.options.Disable)
 	}
 	for _, addOn := range n.describeAddOns() {
-		if want := map[string]string{dnsAddOn: "none: the image of coredns", metricsAddOn: "none: the image of metrics-server", servicesAddOn: "disabled", storageAddOn: "StorageClass local-path"}[addOn.Name]; !strings.HasPrefix(addOn.How, want) {
+		if want := map[string]string{dnsAddOn: "CoreDNS at 10.43.0.10", metricsAddOn: "none: the image of k3s's metrics-server", servicesAddOn: "disabled", storageAddOn: "StorageClass local-path"}[addOn.Name]; !strings.HasPrefix(addOn.How, want) {
 			t.Errorf("%s is said to be %q", addOn.Name, addOn.How)
 		}
 	}
@@ -234,5 +244,55 @@ func TestProgramsOfK3s(t *testing.T) {
 		return strings.HasPrefix(entry, "HTTPS_PROXY=") || strings.HasPrefix(entry, "INVOCATION_ID=")
 	}) {
 		t.Errorf("k3s gets %q", env)
+	}
+}
+
+// The DNS server asks as a user of its own, whom the authority of k3s for clients vouches
+// for, and of the apiserver that the administrator's kubeconfig names.
+func TestK3sCredentials(t *testing.T) {
+	n := k3sNode(t, Options{})
+	private, key, err := newKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "k3s-client-ca"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign}
+	encoded, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	authority := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: encoded})
+	admin, err := kubeconfigOf(clientcmd.Cluster{Server: "https://127.0.0.1:6443", CertificateAuthorityData: authority}, authority, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tls := n.paths.at("k3s", "server", "tls")
+	for name, data := range map[string][]byte{n.paths.Kubeconfig(): admin, filepath.Join(tls, "client-ca.crt"): authority, filepath.Join(tls, "client-ca.key"): key} {
+		if err := writeFile(name, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := n.k3sCredentials(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(n.paths.conf(coredns))
+	var config clientcmd.Config
+	if err := errors.Join(err, yaml.Unmarshal(data, &config)); err != nil || config.Clusters[0].Cluster.Server != "https://127.0.0.1:6443" {
+		t.Fatalf("the kubeconfig is %s, %v", data, err)
+	}
+	block, _ := pem.Decode(config.AuthInfos[0].AuthInfo.ClientCertificateData)
+	certificate, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(authority)
+	if _, err := certificate.Verify(x509.VerifyOptions{Roots: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil || certificate.Subject.CommonName != dnsUser || len(certificate.Subject.Organization) > 0 {
+		t.Errorf("the DNS server is %v, %v", certificate.Subject, err)
+	}
+	n.options.Disable = []string{dnsAddOn}
+	n.paths = Paths{t.TempDir()}
+	if err := n.k3sCredentials(t.Context()); err != nil {
+		t.Errorf("without DNS: %v", err)
 	}
 }

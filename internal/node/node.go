@@ -232,7 +232,11 @@ func (n *Node) fix(ctx context.Context) (string, error) {
 
 // program is the path of one of the node's programs.
 func (n *Node) program(name string) string {
-	return filepath.Join(n.distribution().bin(n.paths, n.bundle), name)
+	program := filepath.Join(n.distribution().bin(n.paths, n.bundle), name)
+	if _, err := os.Stat(program); err != nil { // the bundle has it beside those
+		return filepath.Join(n.bundle, "bin", name)
+	}
+	return program
 }
 
 func (n *Node) start(name string, grace time.Duration, args ...string) error {

@@ -21,8 +21,8 @@ type Selection struct {
 	Distribution string
 	Sets         []*Set
 	Why          string // why auto took this one; empty otherwise
-	// Parted is the set that Sets are the parts of; nil where each set gives programs of
-	// its own.
+	// Parted is the set that the first of Sets are the parts of; nil where each set gives
+	// programs of its own.
 	Parted *Set
 }
 
@@ -37,11 +37,12 @@ func (s Selection) Upstream() string {
 
 // Programs are those that the distribution consists of.
 func (s Selection) Programs() []Program {
-	if s.Parted != nil {
-		return s.Parted.Config.Whole.Programs
-	}
 	var programs []Program
-	for _, set := range s.Sets {
+	sets := s.Sets
+	if s.Parted != nil {
+		programs, sets = slices.Clone(s.Parted.Config.Whole.Programs), sets[len(s.Parted.Config.Parts):]
+	}
+	for _, set := range sets {
 		programs = append(programs, set.Config.Programs...)
 	}
 	return programs
