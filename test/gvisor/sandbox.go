@@ -11,6 +11,7 @@ package gvisor
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -271,6 +272,9 @@ func (s *Sandbox) command(ctx context.Context, args ...string) *exec.Cmd {
 
 // runsc is the gVisor of this run.
 func runsc() string { return Program(run.Runsc) }
+
+// Distribution is the one that is tested.
+func Distribution() string { return cmp.Or(run.Distribution, "kubernetes") }
 
 // Old reports whether that is not the newest one.
 func Old() bool { return filepath.Base(runsc()) != "runsc" }

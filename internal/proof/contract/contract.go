@@ -20,6 +20,8 @@ type Run struct {
 	Reports   string `json:"reports"`   // the directory that reports go to
 	Bench     Bench  `json:"bench,omitzero"`
 	Kills     int    `json:"kills"` // how many commands the scenario undo kills
+	// Distribution is the one in dist/; "" is kubernetes.
+	Distribution string `json:"distribution,omitempty"`
 }
 
 // Program is the path of a file that a sandbox may get.

@@ -3,7 +3,6 @@
 package scenario
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -17,24 +16,36 @@ type Scenario struct {
 	Name string
 	// Everywhere says that it runs in each gVisor, and not in the newest only.
 	Everywhere bool
-	// Distribution is the one that it is for; "" is kubernetes. It runs where dist/ has it.
-	Distribution string
+	// Distributions are those that it is for; nil is kubernetes. It runs with the one that
+	// dist/ has.
+	Distributions []string
 	// Virtual says that it runs in virtual machines and in no gVisor, and only when it
 	// is asked for: their processors are emulated.
 	Virtual bool
 }
 
 // kubernetes is the distribution of a scenario that names none.
-const kubernetes = "kubernetes"
+const (
+	kubernetes = "kubernetes"
+	k3s        = "k3s"
+)
+
+// both are all distributions: what a scenario tests does not depend on them.
+var both = []string{kubernetes, k3s}
+
+// isFor reports whether the scenario is for a distribution.
+func (s Scenario) isFor(distribution string) bool {
+	return slices.Contains(s.Distributions, distribution) || s.Distributions == nil && distribution == kubernetes
+}
 
 // experiment is the scenario that writes a report.
 const experiment = "experiment"
 
 // All are the scenarios, in the order in which they run.
 var All = []Scenario{
-	{Name: "cluster", Everywhere: true}, {Name: "rootless", Everywhere: true}, {Name: "install"}, {Name: "application"}, {Name: "multinode"}, {Name: "updown"}, {Name: "crash"}, {Name: "undo"}, {Name: "poor"},
+	{Name: "cluster", Everywhere: true, Distributions: both}, {Name: "rootless", Everywhere: true}, {Name: "install"}, {Name: "application"}, {Name: "multinode"}, {Name: "updown"}, {Name: "crash", Distributions: both}, {Name: "undo"}, {Name: "poor"},
 	{Name: "native"}, {Name: experiment, Everywhere: true}, {Name: "pods", Everywhere: true}, {Name: "stats", Everywhere: true}, {Name: "overlayroot"}, {Name: "hungmount"},
-	{Name: "k3s", Everywhere: true, Distribution: "k3s"},
+	{Name: "k3s", Everywhere: true, Distributions: []string{k3s}},
 	{Name: "linux9p", Virtual: true},
 }
 
@@ -94,11 +105,11 @@ func runs(root, distribution string, o Options) ([]Run, error) {
 		for _, s := range All {
 			switch {
 			case scenario != "" && scenario != s.Name:
-			case cmp.Or(s.Distribution, kubernetes) != distribution:
+			case !s.isFor(distribution):
 			case scenario == "" && s.Virtual:
 			case gvisor == "" && !s.Everywhere && set != today:
 			default:
-				runs = append(runs, Run{Scenario: s.Name, Set: set, Distribution: s.Distribution, Tests: o.Tests})
+				runs = append(runs, Run{Scenario: s.Name, Set: set, Distribution: distribution, Tests: o.Tests})
 			}
 		}
 	}

@@ -108,7 +108,7 @@ func With(ctx context.Context, b *builder.Builder, runs []Run, f func(*Session) 
 	if err != nil {
 		return err
 	}
-	s := &Session{b, contract.Run{Kills: someKills, Programs: programs, Sandboxes: sandboxes, Reports: b.Dist("reports")}}
+	s := &Session{b, contract.Run{Distribution: runs[0].Distribution, Kills: someKills, Programs: programs, Sandboxes: sandboxes, Reports: b.Dist("reports")}}
 	leftover.Launcher = b.Dist(builder.LauncherName)
 	if err := leftover.Clean(s.given.Sandboxes, b.UI.Say); err != nil {
 		return err
