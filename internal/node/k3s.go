@@ -21,6 +21,7 @@ import (
 	clientcmd "k8s.io/client-go/tools/clientcmd/api/v1"
 	"sigs.k8s.io/yaml"
 
+	"k3s9p/internal/blocker"
 	"k3s9p/internal/config"
 	"k3s9p/internal/hint"
 	"k3s9p/internal/rmtree"
@@ -158,6 +159,12 @@ func (n *Node) k3sEnvironment() []string {
 // configureK3s writes what k3s is told by files, and makes the arguments that tell it the
 // rest. Those of the user come last, where they win.
 func (n *Node) configureK3s() error {
+	for _, f := range n.plan.Findings {
+		if f.ID == "sockets" && f.Answer == blocker.Found {
+			return hint.Add(fmt.Errorf("the datastore in k3s listens on a socket beside its database, and the filesystem of %s takes none: %s", n.paths.Data, f.Evidence),
+				"--data-dir names a directory on another filesystem; a k3s9p of DISTRO=kubernetes runs on this one")
+		}
+	}
 	told, err := n.plan.Settings.K3s(config.K3sNode{
 		Data: n.paths.k3s(), Name: n.cluster.NodeName, Address: n.cluster.Address().String(),
 		ClusterCIDR: n.cluster.ClusterCIDR.String(), ServiceCIDR: n.cluster.ServiceCIDR.String(),

@@ -129,6 +129,18 @@ func TestConfigureK3s(t *testing.T) {
 	}
 }
 
+// Where the data directory takes no Unix sockets, k3s is refused before it starts.
+func TestK3sWithoutSockets(t *testing.T) {
+	n := k3sNode(t, Options{})
+	n.plan.Findings = []blocker.Finding{{ID: "sockets", Answer: blocker.Found, Evidence: "bind: no such device or address"}}
+	if err := n.configureK3s(); err == nil || !strings.Contains(err.Error(), "takes none: bind: no such device") || !strings.Contains(err.Error(), "hint: --data-dir") {
+		t.Errorf("%v", err)
+	}
+	if _, err := blocker.Find("sockets"); err != nil {
+		t.Error(err)
+	}
+}
+
 // The plan's server of Services is not k3s's own kube-proxy, and its places, programs and
 // ports are those of k3s.
 func TestPlanOfK3s(t *testing.T) {
