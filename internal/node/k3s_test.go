@@ -11,11 +11,13 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	clientcmd "k8s.io/client-go/tools/clientcmd/api/v1"
 	"sigs.k8s.io/yaml"
 
@@ -156,7 +158,8 @@ func TestPlanOfK3s(t *testing.T) {
 	if bound["/run/k3s/containerd"] != filepath.Dir(n.paths.Containerd()) || bound["/var/lib/kubelet"] != n.paths.kubelet() {
 		t.Errorf("bound are %v", bound)
 	}
-	if missing := n.paths.missing(n.distribution()); !slices.Contains(missing, "/etc/rancher/k3s") {
+	_, err := os.Lstat("/etc/rancher/k3s")
+	if missing := n.paths.missing(n.distribution()); slices.Contains(missing, "/etc/rancher/k3s") != errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the directories that have to be made are %q", missing)
 	}
 	if _, ok := n.paths.bound(kubernetesDistribution())["/run/k3s/containerd"]; ok {
@@ -306,5 +309,38 @@ func TestK3sCredentials(t *testing.T) {
 	n.paths = Paths{t.TempDir()}
 	if err := n.k3sCredentials(t.Context()); err != nil {
 		t.Errorf("without DNS: %v", err)
+	}
+}
+
+// A directory that was covered can be removed after; one that is not covered, or not there,
+// is no error.
+func TestUncover(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root mounts")
+	}
+	dir := filepath.Join(t.TempDir(), "covered")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // the thread ends with its mount namespace
+		err := errors.Join(unix.Unshare(unix.CLONE_NEWNS), unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+		if err != nil {
+			done <- fmt.Errorf("a mount namespace: %w", err)
+			return
+		}
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, ""); err != nil {
+			done <- err
+			return
+		}
+		if os.Remove(dir) == nil {
+			done <- errors.New("a directory that is covered was removed")
+			return
+		}
+		done <- errors.Join(uncover([]string{dir}), uncover([]string{dir}), os.Remove(dir), uncover([]string{dir}))
+	}()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }

@@ -267,7 +267,19 @@ func (n *Node) down() error {
 	n.closeServices()
 	n.closePublished()
 	n.closeEgress()
-	return clean(n.paths)
+	return errors.Join(uncover(n.distribution().covered), clean(n.paths))
+}
+
+// uncover unmounts what covers directories in the mount namespace of the node, so that
+// those can be removed that were made for it.
+func uncover(dirs []string) error {
+	for _, dir := range dirs {
+		err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) { // it was not covered yet
+			return fmt.Errorf("uncover %s: %w", dir, err)
+		}
+	}
+	return nil
 }
 
 func (n *Node) runs(name string) bool {
