@@ -104,9 +104,18 @@ func answered(err error, code int) bool {
 // watch calls changed when something in a collection changes, and each time when it
 // may have missed that, until ctx ends.
 func (c *client) watch(ctx context.Context, collection string, changed func()) {
-	for ctx.Err() == nil {
+	untilEnd(ctx, func() error {
 		changed()
-		_ = c.watchOnce(ctx, collection, changed) // the apiserver ends a watch now and then
+		// Without a version the answer begins with all that is there.
+		return c.events(ctx, collection, "", func(string, json.RawMessage) error { changed(); return nil })
+	})
+}
+
+// untilEnd does something again and again until ctx ends, a second after it has ended: the
+// apiserver ends a watch now and then.
+func untilEnd(ctx context.Context, again func() error) {
+	for ctx.Err() == nil {
+		_ = again()
 		select {
 		case <-ctx.Done():
 		case <-time.After(time.Second):
@@ -114,14 +123,22 @@ func (c *client) watch(ctx context.Context, collection string, changed func()) {
 	}
 }
 
-func (c *client) watchOnce(ctx context.Context, collection string, changed func()) error {
+// watchLimit is after how long what a watch may have missed is noticed, in seconds.
+const watchLimit = "300"
+
+// events passes on those of a collection since a version of it, each with its type and the
+// object, until ctx ends or there is an error. The apiserver ends it after watchLimit.
+func (c *client) events(ctx context.Context, collection, version string, event func(kind string, object json.RawMessage) error) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, c.server+collection, nil)
 	if err != nil {
 		return err
 	}
-	// Without a version the answer begins with all that is there.
 	query := request.URL.Query()
 	query.Set("watch", "true")
+	query.Set("timeoutSeconds", watchLimit)
+	if version != "" {
+		query.Set("resourceVersion", version)
+	}
 	request.URL.RawQuery = query.Encode()
 	patient := &http.Client{Transport: c.http.Transport} // without a limit of time
 	response, err := patient.Do(request)
@@ -134,13 +151,16 @@ func (c *client) watchOnce(ctx context.Context, collection string, changed func(
 	}
 	decoder := json.NewDecoder(response.Body)
 	for {
-		var event struct {
-			Type string `json:"type"`
+		var e struct {
+			Type   string          `json:"type"`
+			Object json.RawMessage `json:"object"`
 		}
-		if err := decoder.Decode(&event); err != nil {
+		if err := decoder.Decode(&e); err != nil {
 			return err
 		}
-		changed()
+		if err := event(e.Type, e.Object); err != nil {
+			return err
+		}
 	}
 }
 

@@ -53,7 +53,7 @@ func (n *Node) openServices(ctx context.Context) error {
 		return n.kubeProxyServes(ctx)
 	}
 	return n.supervisor.Await(ctx, func(ctx context.Context) error {
-		err := n.syncServices(ctx)
+		err := n.readServices(ctx)
 		if n.services.table.Len() == 0 {
 			return errors.Join(errors.New("the Service of the apiserver is not served"), err)
 		}
@@ -63,15 +63,38 @@ func (n *Node) openServices(ctx context.Context) error {
 
 // followServices keeps the ports as the cluster has them, until ctx ends.
 func (n *Node) followServices(ctx context.Context) {
-	n.follow(ctx, []string{servicesPath, slicesPath, n.podsPath()}, func() error { return n.syncServices(ctx) })
+	all := mirror[corev1.Service, *corev1.Service]{client: n.client, path: servicesPath}
+	endpointSlices := mirror[discoveryv1.EndpointSlice, *discoveryv1.EndpointSlice]{client: n.client, path: slicesPath}
+	pods := mirror[corev1.Pod, *corev1.Pod]{client: n.client, path: n.podsPath()}
+	n.followBy(ctx, []follower{all.follow, endpointSlices.follow, pods.follow}, func() error {
+		all, haveAll := all.list()
+		endpointSlices, haveSlices := endpointSlices.list()
+		pods, havePods := pods.list()
+		if !haveAll || !haveSlices || !havePods {
+			return nil // the last of them is still read
+		}
+		return n.serve(ctx, all, endpointSlices, pods)
+	})
 }
 
-// follow calls sync when something in one of the collections has changed, and every
-// 30 s in any case, until ctx ends. An error is logged once.
+// follower calls changed when something has changed, until ctx ends.
+type follower func(ctx context.Context, changed func())
+
+// follow calls sync when something in one of the collections has changed: see followBy.
 func (n *Node) follow(ctx context.Context, collections []string, sync func() error) {
-	changed := make(chan struct{}, 1)
+	var all []follower
 	for _, path := range collections {
-		go n.client.watch(ctx, path, func() {
+		all = append(all, func(ctx context.Context, changed func()) { n.client.watch(ctx, path, changed) })
+	}
+	n.followBy(ctx, all, sync)
+}
+
+// followBy calls sync when one of the followers says that something has changed, and every
+// 30 s in any case, until ctx ends. An error is logged once.
+func (n *Node) followBy(ctx context.Context, followers []follower, sync func() error) {
+	changed := make(chan struct{}, 1)
+	for _, follow := range followers {
+		go follow(ctx, func() {
 			select {
 			case changed <- struct{}{}:
 			default:
@@ -103,8 +126,8 @@ func (n *Node) follow(ctx context.Context, collections []string, sync func() err
 	}
 }
 
-// syncServices reads the cluster and changes the listeners.
-func (n *Node) syncServices(ctx context.Context) error {
+// readServices reads the cluster and changes the listeners.
+func (n *Node) readServices(ctx context.Context) error {
 	var all corev1.ServiceList
 	var endpointSlices discoveryv1.EndpointSliceList
 	var pods corev1.PodList
@@ -113,8 +136,13 @@ func (n *Node) syncServices(ctx context.Context) error {
 			return err
 		}
 	}
-	ports := svcproxy.PortsOf(all.Items, endpointSlices.Items, n.cluster.NodeName)
-	atNode := svcproxy.HostPortsOf(pods.Items)
+	return n.serve(ctx, all.Items, endpointSlices.Items, pods.Items)
+}
+
+// serve brings the listeners to what the cluster has.
+func (n *Node) serve(ctx context.Context, all []corev1.Service, endpointSlices []discoveryv1.EndpointSlice, pods []corev1.Pod) error {
+	ports := svcproxy.PortsOf(all, endpointSlices, n.cluster.NodeName)
+	atNode := svcproxy.HostPortsOf(pods)
 	if n.byKubeProxy() {
 		n.reportPorts(ctx, slices.Concat(n.services.table.Apply(atNode), n.publish(slices.Concat(ports, atNode))))
 		return nil
@@ -154,10 +182,16 @@ func (n *Node) reportPorts(ctx context.Context, failures []svcproxy.Failure) {
 func (s *services) add(addresses map[netip.Addr]bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	own := localAddresses()
+	var own []netip.Addr
 	var failures error
 	for address := range addresses {
-		if s.added[address] || slices.Contains(own, address) {
+		if s.added[address] {
+			continue
+		}
+		if own == nil {
+			own = localAddresses()
+		}
+		if slices.Contains(own, address) {
 			continue
 		}
 		if err := changeAddress(address, netlink.AddrAdd); err != nil {
