@@ -43,11 +43,11 @@ func Relay(client, server net.Conn) error {
 }
 
 func (r *relay) run(toServer, toClient *atomic.Uint64) error {
-	var up, down error
-	var both sync.WaitGroup
-	both.Go(func() { up = r.copy(&r.server, &r.client, toServer) })
-	both.Go(func() { down = r.copy(&r.client, &r.server, toClient) })
-	both.Wait()
+	var up error
+	var other sync.WaitGroup
+	other.Go(func() { up = r.copy(&r.server, &r.client, toServer) })
+	down := r.copy(&r.client, &r.server, toClient)
+	other.Wait()
 	err := errors.Join(up, down)
 	if err != nil {
 		// Whoever is still there has not seen the end of one direction, or would send

@@ -48,7 +48,7 @@ type Options struct {
 	// four times.
 	DialTimeout time.Duration
 	// MaxFlows is how many connections, or clients of UDP, are served at a time; 0
-	// means 2048. More TCP connections wait in the backlog of the listener. A new
+	// means 10240. More TCP connections wait in the backlog of the listener. A new
 	// client of UDP ends the one that was silent the longest.
 	MaxFlows int
 	// HalfClosedTimeout is how long nothing may be sent on a TCP connection of which
@@ -72,7 +72,7 @@ func (o Options) withDefaults() Options {
 		o.DialTimeout = 10 * time.Second
 	}
 	if o.MaxFlows == 0 {
-		o.MaxFlows = 2048
+		o.MaxFlows = 10240
 	}
 	if o.HalfClosedTimeout == 0 {
 		o.HalfClosedTimeout = time.Hour
