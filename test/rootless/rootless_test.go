@@ -152,6 +152,30 @@ func TestRootless(t *testing.T) {
 	})
 }
 
+// A sandbox without /dev/net/tun has a cluster that nothing leaves, if that is accepted.
+func TestWithoutNetwork(t *testing.T) {
+	if gvisor.Old() {
+		return
+	}
+	c := start(t, gvisor.NinePRoot)
+	c.Must("rm", "-r", "/dev/net")
+	before := c.Snapshot()
+	c.Up("--network=none")
+	pods := deploy(c)
+	if answer, err := c.AskPod(pods[0], "/get?url=http://web:8080/"); err != nil || answer != pods[0].Name && answer != pods[1].Name {
+		t.Errorf("a Service answers a pod with %q, %v", answer, err)
+	}
+	gvisor.ServeOutside(t, c.Outside)
+	if answer, err := c.AskPod(pods[0], "/get?url=http://"+gvisor.OutsideAddress+":8080/"); err == nil {
+		t.Errorf("a pod is answered by the outside with %q", answer)
+	}
+	if out, err := c.K3s9p("status"); err != nil || !strings.Contains(out, "none: pods reach nothing outside of the cluster") {
+		t.Errorf("status prints %s, %v", out, err)
+	}
+	c.Down()
+	c.Unchanged(before)
+}
+
 // killed ends one of the two parts: the other one ends what is left, and the next up
 // goes on.
 func killed(t *testing.T, c *cluster.Cluster) {
