@@ -121,7 +121,8 @@ func newCopy(b *builder.Builder, chosen []removal) (*copied, error) {
 // is in such a directory, and the path of a socket below that may have 104 bytes.
 func (c *copied) shortenSandboxes() error {
 	place := filepath.Join(c.dir, "s")
-	return errors.Join(os.Mkdir(place, 0o755), os.Symlink(place, c.Work("sandboxes")))
+	link := c.Work("sandboxes") // in a tree in which nothing was built so far, .work is not there
+	return errors.Join(os.Mkdir(place, 0o755), os.MkdirAll(filepath.Dir(link), 0o755), os.Symlink(place, link))
 }
 
 func (c *copied) remove() error { return leftover.Remove(c.dir) }
