@@ -154,9 +154,6 @@ func TestRootless(t *testing.T) {
 
 // A sandbox without /dev/net/tun has a cluster that nothing leaves, if that is accepted.
 func TestWithoutNetwork(t *testing.T) {
-	if gvisor.Old() {
-		return
-	}
 	c := start(t, gvisor.NinePRoot)
 	c.Must("rm", "-r", "/dev/net")
 	before := c.Snapshot()

@@ -24,7 +24,7 @@ type Scenario struct {
 	Virtual bool
 }
 
-// kubernetes is the distribution of a scenario that names none.
+// The distributions; kubernetes is that of a scenario that names none.
 const (
 	kubernetes = "kubernetes"
 	k3s        = "k3s"
