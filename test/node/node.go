@@ -269,10 +269,22 @@ func (n *Node) ok() bool {
 	return !n.okSince.IsZero()
 }
 
-// Ask asks the kubelet's read-only port.
+// Ask asks the kubelet's read-only port. A kubelet that has just been started does not
+// listen there yet, even when it has answered elsewhere: each of its servers starts on its
+// own.
 func (n *Node) Ask(path string) string {
 	n.t.Helper()
-	return n.Must("inside", "http", "GET", readOnly+path)
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		answer, err := n.Exec(context.Background(), "inside", "http", "GET", readOnly+path)
+		switch {
+		case err == nil:
+			return answer
+		case n.Kubelet.Ended():
+			n.t.Fatalf("the kubelet ended:\n%s", Tail(n.Kubelet.Output()))
+		case !strings.Contains(answer, "connection refused") || time.Now().After(deadline):
+			n.t.Fatalf("the kubelet's read-only port does not answer GET %s: %v\n%s\nkubelet:\n%s", path, err, answer, Tail(n.Kubelet.Output()))
+		}
+	}
 }
 
 // Run makes a static pod. The kubelet knows it as NAME-sandbox.
