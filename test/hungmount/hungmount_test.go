@@ -51,7 +51,7 @@ func TestHungMount(t *testing.T) {
 // awaitSample waits until the kubelet has taken another sample of the node's filesystem.
 func awaitSample(n *node.Node) {
 	last := n.Summary().Node.Fs.Time
-	n.Await("another sample", 60*time.Second, func() bool { return n.Summary().Node.Fs.Time.After(last.Time) })
+	n.Await("another sample", 2*time.Minute, func() bool { return n.Summary().Node.Fs.Time.After(last.Time) })
 }
 
 // In the text of net/http/pprof a goroutine begins with its number and what it does.
@@ -65,7 +65,7 @@ func waiting(n *node.Node) []string {
 }
 
 func asking(n *node.Node) []string {
-	stacks := n.Must("inside", "http", "GET", node.Serving+"/debug/pprof/goroutine?debug=2")
+	stacks := n.Ask(node.Serving + "/debug/pprof/goroutine?debug=2")
 	var found []string
 	for _, match := range inStatfs.FindAllStringSubmatch(stacks, -1) {
 		found = append(found, match[1])

@@ -54,9 +54,10 @@ const Name = "sandbox"
 
 const (
 	manifests = "/etc/k3s9p/pods"
-	readOnly  = "http://127.0.0.1:10255"
-	// Serving is the kubelet's own API.
-	Serving = "https://127.0.0.1:10250"
+	// ReadOnly is the kubelet's port that asks nobody who somebody is, and Serving its
+	// own API.
+	ReadOnly = "http://127.0.0.1:10255"
+	Serving  = "https://127.0.0.1:10250"
 )
 
 // standalone are the kubelet's flags for static pods, and for answering anybody: there
@@ -269,20 +270,28 @@ func (n *Node) ok() bool {
 	return !n.okSince.IsZero()
 }
 
-// Ask asks the kubelet's read-only port. A kubelet that has just been started does not
-// listen there yet, even when it has answered elsewhere: each of its servers starts on its
-// own.
-func (n *Node) Ask(path string) string {
+// Ask asks one of the kubelet's servers, which has to answer.
+func (n *Node) Ask(url string) string {
 	n.t.Helper()
+	answer, err := n.answer(url)
+	switch {
+	case err == nil:
+	case n.Kubelet.Ended():
+		n.t.Fatalf("the kubelet ended:\n%s", Tail(n.Kubelet.Output()))
+	default:
+		n.t.Fatalf("the kubelet does not answer GET %s: %v\n%s\nkubelet:\n%s", url, err, answer, Tail(n.Kubelet.Output()))
+	}
+	return answer
+}
+
+// answer is what a URL answers once somebody listens there. A kubelet that answers
+// elsewhere may not do so yet, because each of its servers starts on its own; nor may a
+// program whose container runs.
+func (n *Node) answer(url string) (string, error) {
 	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(100 * time.Millisecond) {
-		answer, err := n.Exec(context.Background(), "inside", "http", "GET", readOnly+path)
-		switch {
-		case err == nil:
-			return answer
-		case n.Kubelet.Ended():
-			n.t.Fatalf("the kubelet ended:\n%s", Tail(n.Kubelet.Output()))
-		case !strings.Contains(answer, "connection refused") || time.Now().After(deadline):
-			n.t.Fatalf("the kubelet's read-only port does not answer GET %s: %v\n%s\nkubelet:\n%s", path, err, answer, Tail(n.Kubelet.Output()))
+		answer, err := n.Exec(context.Background(), "inside", "http", "GET", url)
+		if err == nil || !strings.Contains(answer, "connection refused") || n.Kubelet.Ended() || time.Now().After(deadline) {
+			return answer, err
 		}
 	}
 }
@@ -328,7 +337,7 @@ func (n *Node) Delete(name string) {
 func (n *Node) Pod(name string) *corev1.Pod {
 	n.t.Helper()
 	var list corev1.PodList
-	if err := json.Unmarshal([]byte(n.Ask("/pods")), &list); err != nil {
+	if err := json.Unmarshal([]byte(n.Ask(ReadOnly+"/pods")), &list); err != nil {
 		n.t.Fatal(err)
 	}
 	for i := range list.Items {
@@ -395,7 +404,7 @@ func (n *Node) AwaitSymptom(symptom blocker.Symptom, within time.Duration) strin
 
 // HTTP asks a web server in a pod, from the node.
 func (n *Node) HTTP(pod *corev1.Pod, path string) (string, error) {
-	return n.Exec(n.t.Context(), "inside", "http", "GET", fmt.Sprintf("http://%s:8080%s", pod.Status.PodIP, path))
+	return n.answer(fmt.Sprintf("http://%s:8080%s", pod.Status.PodIP, path))
 }
 
 // Tail is the end of a log.

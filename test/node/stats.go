@@ -15,7 +15,7 @@ func (n *Node) Summary() stats.Summary {
 	var summary stats.Summary
 	n.Await("a sample of the node's filesystem", 60*time.Second, func() bool {
 		summary = stats.Summary{}
-		answer, err := n.Exec(n.t.Context(), "inside", "http", "GET", readOnly+"/stats/summary")
+		answer, err := n.Exec(n.t.Context(), "inside", "http", "GET", ReadOnly+"/stats/summary")
 		return err == nil && json.Unmarshal([]byte(answer), &summary) == nil &&
 			summary.Node.Fs != nil && summary.Node.Fs.CapacityBytes != nil && *summary.Node.Fs.CapacityBytes > 0
 	})

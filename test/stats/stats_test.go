@@ -40,12 +40,12 @@ func TestStats(t *testing.T) {
 		running := now(t, n)
 		var cadvisor string
 		n.Await("cAdvisor's sample of the container, once it runs", 60*time.Second, func() bool {
-			cadvisor = n.Ask("/metrics/cadvisor")
+			cadvisor = n.Ask(node.ReadOnly + "/metrics/cadvisor")
 			found := samples(t, cadvisor, workingSet, `container="web"`)
 			return len(found) == 1 && found[0].time > running
 		})
 		info, fs, now := meminfo(t, n), n.Statfs(), container(t, n)
-		resource := n.Ask("/metrics/resource")
+		resource := n.Ask(node.ReadOnly + "/metrics/resource")
 		near(t, "machine_memory_bytes", metric(t, cadvisor, "machine_memory_bytes"), info["MemTotal:"], 0)
 		root, source := rootDevice(t, n)
 		near(t, "container_fs_limit_bytes", metric(t, cadvisor, "container_fs_limit_bytes", `id="/"`, device(root)), float64(fs.Bytes), 0)
