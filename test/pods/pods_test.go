@@ -1,12 +1,7 @@
 package pods
 
 import (
-	"bufio"
-	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -33,13 +28,18 @@ func TestPods(t *testing.T) {
 
 	t.Run("node to pod", func(t *testing.T) {
 		answers(t, n, a, "/", "a-"+node.Name)
+		answers(t, n, b, "/", "b-"+node.Name)
 	})
 	t.Run("pod to pod", func(t *testing.T) {
 		answers(t, n, a, "/get?url="+url.QueryEscape("http://"+b.Status.PodIP+":8080/"), "b-"+node.Name)
 	})
 	t.Run("outside to a pod on the host network", func(t *testing.T) {
+		n.Await("the server in the pod", time.Minute, func() bool {
+			_, err := n.Exec(t.Context(), "inside", "http", "GET", "http://127.0.0.1:8081/")
+			return err == nil
+		})
 		err := n.Outside(func() error {
-			response, err := dialHere(gvisor.Address + ":8081")
+			response, err := gvisor.Get("http://" + gvisor.Address + ":8081/")
 			if err == nil && response != node.Name {
 				err = fmt.Errorf("it answers %q", response)
 			}
@@ -50,10 +50,10 @@ func TestPods(t *testing.T) {
 		}
 	})
 	t.Run("logs", func(t *testing.T) {
-		log := n.Must("inside", "http", "GET", node.Serving+"/containerLogs/default/a-"+node.Name+"/web")
-		if !strings.Contains(log, "serving on :8080") {
-			t.Errorf("the log of the pod is %q", log)
-		}
+		// containerd copies what a container prints: it may serve before that is in the log.
+		n.Await("what the pod has printed", 30*time.Second, func() bool {
+			return strings.Contains(n.Ask(node.Serving+"/containerLogs/default/a-"+node.Name+"/web"), "serving on :8080")
+		})
 	})
 	t.Run("exec", func(t *testing.T) {
 		streams(t, n, "exec", "a", "&command=/web&command=echo")
@@ -65,18 +65,24 @@ func TestPods(t *testing.T) {
 	})
 	t.Run("a failing liveness probe restarts", func(t *testing.T) {
 		spec := node.Web()
-		spec.Containers[0].LivenessProbe = &corev1.Probe{
-			ProbeHandler:     corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/healthz", Port: intstr.FromInt32(8080)}},
-			PeriodSeconds:    1,
-			FailureThreshold: 1,
-		}
+		handler := corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/healthz", Port: intstr.FromInt32(8080)}}
+		// What makes the other probe fail is its answer: not that there is none yet, nor that
+		// it takes its time.
+		spec.Containers[0].StartupProbe = &corev1.Probe{ProbeHandler: handler, PeriodSeconds: 1, FailureThreshold: 60}
+		spec.Containers[0].LivenessProbe = &corev1.Probe{ProbeHandler: handler, PeriodSeconds: 1, TimeoutSeconds: 30, FailureThreshold: 1}
 		n.Run("probed", spec)
-		pod := n.AwaitRunning("probed")
+		n.AwaitRunning("probed")
+		var pod *corev1.Pod
+		n.Await("the end of the startup probe", time.Minute, func() bool {
+			pod = n.Pod("probed")
+			started := pod.Status.ContainerStatuses[0].Started
+			return started != nil && *started
+		})
 		if count := pod.Status.ContainerStatuses[0].RestartCount; count != 0 {
 			t.Fatalf("it was restarted %d times before the probe failed", count)
 		}
 		answers(t, n, pod, "/break", "")
-		n.Await("a restart", 30*time.Second, func() bool {
+		n.Await("a restart", time.Minute, func() bool {
 			pod := n.Pod("probed")
 			return pod != nil && len(pod.Status.ContainerStatuses) == 1 && pod.Status.ContainerStatuses[0].RestartCount == 1
 		})
@@ -93,7 +99,7 @@ func TestPods(t *testing.T) {
 			n.Delete(name)
 		}
 		var after map[string]string
-		for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(500 * time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(500 * time.Millisecond) {
 			if after = traces(n); cmp.Equal(before, after) {
 				return
 			}
@@ -144,14 +150,7 @@ func traces(n *node.Node) map[string]string {
 
 func answers(t *testing.T, n *node.Node, pod *corev1.Pod, path, want string) {
 	t.Helper()
-	var answer string
-	var err error
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
-		if answer, err = n.HTTP(pod, path); err == nil {
-			break
-		}
-	}
-	if err != nil || answer != want {
+	if answer, err := n.HTTP(pod, path); err != nil || answer != want {
 		t.Errorf("%s of pod %s answers %q, %v; want %q", path, pod.Name, answer, err, want)
 	}
 }
@@ -161,27 +160,4 @@ func hostNetwork() corev1.PodSpec {
 	spec.HostNetwork = true
 	spec.Containers[0].Args = []string{"serve", ":8081"}
 	return spec
-}
-
-// dialHere asks a URL's root from this thread, and so from its network namespace.
-func dialHere(address string) (string, error) {
-	conn, err := net.DialTimeout("tcp", address, 5*time.Second)
-	if err != nil {
-		return "", err
-	}
-	defer conn.Close()
-	request, err := http.NewRequest(http.MethodGet, "http://"+address+"/", nil)
-	if err != nil {
-		return "", err
-	}
-	if err := errors.Join(conn.SetDeadline(time.Now().Add(5*time.Second)), request.Write(conn)); err != nil {
-		return "", err
-	}
-	response, err := http.ReadResponse(bufio.NewReader(conn), request)
-	if err != nil {
-		return "", err
-	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
-	return string(body), err
 }
