@@ -98,10 +98,11 @@ func (c *Cluster) logs() string {
 	return output
 }
 
-// Kubectl has to succeed.
+// Kubectl has to succeed. What waits has a shorter limit of its own, and says what it
+// waited for.
 func (c *Cluster) Kubectl(args ...string) string {
 	c.t.Helper()
-	output, err := c.Try(time.Minute, append([]string{Program, "kubectl"}, args...)...)
+	output, err := c.Try(3*time.Minute, append([]string{Program, "kubectl"}, args...)...)
 	if err != nil {
 		c.t.Fatalf("kubectl %v: %v\n%s\n%s", args, err, output, c.warnings())
 	}

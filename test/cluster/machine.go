@@ -19,11 +19,12 @@ const Data = node.DefaultData
 func (c *Cluster) Snapshot() string { return c.Must("inside", "snapshot", c.data) }
 
 // Unchanged compares the sandbox with an earlier snapshot. What the kernel takes away a
-// moment later, such as the devices of a network namespace, has that moment.
+// moment later, such as the devices of a network namespace, has that moment: on a busy
+// machine a snapshot alone takes seconds.
 func (c *Cluster) Unchanged(before string) {
 	c.t.Helper()
 	var diff string
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
 		if diff = cmp.Diff(strings.Split(before, "\n"), strings.Split(c.Snapshot(), "\n")); diff == "" {
 			return
 		}
@@ -37,6 +38,14 @@ func (c *Cluster) Down() {
 	if output, err := c.K3s9p("down"); err != nil {
 		c.t.Fatalf("k3s9p down: %v\n%s", err, output)
 	}
+}
+
+// KillSupervisor ends the supervisor with SIGKILL, and waits for the end of the process: a
+// moment after the signal the node still counts as running.
+func (c *Cluster) KillSupervisor() {
+	c.t.Helper()
+	c.Must("pkill", "-KILL", "-f", "^k3s9p-supervisor")
+	c.Await("the end of the supervisor", time.Minute, func() bool { return c.Status().Phase == node.Killed })
 }
 
 // Status is what k3s9p status says.

@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"k3s9p/internal/node"
 	"k3s9p/test/cluster"
 	"k3s9p/test/gvisor"
 )
@@ -55,16 +56,13 @@ func TestCrash(t *testing.T) {
 	}
 	for _, p := range programs {
 		t.Run("SIGKILL of "+p.Name, func(t *testing.T) {
-			c.Must("kill", "-KILL", fmt.Sprint(p.PID))
+			pid := 0 // not that of the beginning: another one's end may have ended it too
+			running := func() bool { pid = pidOf(c, p.Name); return pid != 0 }
+			c.Await(p.Name, back, running)
+			killed := pid
+			c.Must("kill", "-KILL", fmt.Sprint(killed))
 			began := time.Now()
-			c.Await(p.Name+" again", back, func() bool {
-				for _, now := range c.Status().Programs {
-					if now.Name == p.Name {
-						return now.PID != 0 && now.PID != p.PID
-					}
-				}
-				return false
-			})
+			c.Await(p.Name+" again", back, func() bool { return running() && pid != killed })
 			awaitSame(t, c, before)
 			t.Logf("back after %.1f s", time.Since(began).Seconds())
 		})
@@ -78,6 +76,7 @@ func TestCrash(t *testing.T) {
 		if _, err := c.Try(time.Minute, all...); err != nil { // they end with the supervisor
 			t.Log(err)
 		}
+		c.Await("the end of the supervisor", time.Minute, func() bool { return c.Status().Phase == node.Killed })
 		began := time.Now()
 		c.Up()
 		awaitSame(t, c, before)
@@ -86,7 +85,7 @@ func TestCrash(t *testing.T) {
 		}
 	})
 	t.Run("after a reboot", func(t *testing.T) {
-		c.Must("kill", "-KILL", fmt.Sprint(c.Status().PID))
+		c.KillSupervisor()
 		// What the kernel forgets is not there any more. What is there with the same
 		// name is somebody else's.
 		c.Must("sh", "-c", `cd "$0"/fixes && sed -i 's/"boot":"[^"]*"/"boot":"an earlier one"/' *.json
@@ -102,6 +101,16 @@ func TestCrash(t *testing.T) {
 			t.Errorf("there are still records: %s", output)
 		}
 	})
+}
+
+// pidOf is the process of one of the node's programs; 0 while that does not run.
+func pidOf(c *cluster.Cluster, name string) int {
+	for _, p := range c.Status().Programs {
+		if p.Name == name {
+			return p.PID
+		}
+	}
+	return 0
 }
 
 // objects identifies what has to be there again: the same objects, not only equal

@@ -313,10 +313,11 @@ func (s *Sandbox) Exec(ctx context.Context, args ...string) (string, error) {
 	return output.String(), err
 }
 
-// Must runs a program that has to succeed within 30 s.
+// Must runs a program that has to succeed within a minute: some probe all of the machine,
+// or walk through all of its files.
 func (s *Sandbox) Must(args ...string) string {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	output, err := s.Exec(ctx, args...)
 	if err != nil {

@@ -63,7 +63,7 @@ func TestMultinode(t *testing.T) {
 		n.answers(t)
 	})
 	t.Run("SIGKILL of the supervisor, then up", func(t *testing.T) {
-		b.Must("pkill", "-KILL", "-f", "^k3s9p-supervisor")
+		b.KillSupervisor()
 		b.Up()
 		n.answers(t)
 	})
@@ -82,7 +82,7 @@ func TestMultinode(t *testing.T) {
 		n.answers(t)
 	})
 	t.Run("SIGKILL of the supervisor, then purge", func(t *testing.T) {
-		b.Must("pkill", "-KILL", "-f", "^k3s9p-supervisor")
+		b.KillSupervisor()
 		output, err := b.K3s9p("down", "--purge")
 		if err != nil {
 			t.Fatalf("k3s9p down --purge: %v\n%s", err, output)

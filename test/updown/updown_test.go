@@ -53,7 +53,7 @@ func TestUpDown(t *testing.T) {
 		c.Up()
 		c.Kubectl("run", "killed", "--image=k3s9p.local/web:1", "--image-pull-policy=Never")
 		c.Kubectl("wait", "--for=condition=ready", "pod/killed", "--timeout=60s")
-		c.Must("pkill", "-KILL", "-f", "^k3s9p-supervisor")
+		c.KillSupervisor()
 		if output, err := c.K3s9p("status"); err != nil || !strings.Contains(output, "was killed") {
 			t.Errorf("status says %q, %v", output, err)
 		}
@@ -65,7 +65,7 @@ func TestUpDown(t *testing.T) {
 	})
 	t.Run("SIGKILL of the supervisor, then up", func(t *testing.T) {
 		c.Up()
-		c.Must("pkill", "-KILL", "-f", "^k3s9p-supervisor")
+		c.KillSupervisor()
 		c.Up()
 		c.Kubectl("wait", "--for=condition=ready", "pod/killed", "--timeout=60s")
 		c.Down()
@@ -134,7 +134,7 @@ func TestKilledWithoutCgroups(t *testing.T) {
 	if !strings.Contains(c.Snapshot(), "process web") {
 		t.Error("no container runs that could be left: the comparison would prove nothing")
 	}
-	c.Must("pkill", "-KILL", "-f", "^k3s9p-supervisor")
+	c.KillSupervisor()
 	c.Down()
 	c.Unchanged(before)
 }
