@@ -46,6 +46,7 @@ spec:
   - name: web
     image: k3s9p.local/web:1
     imagePullPolicy: Never
+    ` + Probe + `
     volumeMounts:
     - {name: disk, mountPath: /disk}
     - {name: disk, mountPath: /part, subPath: deep/part}
@@ -73,7 +74,7 @@ kind: Pod
 metadata: {name: NAME}
 spec:
   terminationGracePeriodSeconds: 1
-  containers: [{name: web, image: "k3s9p.local/web:1", imagePullPolicy: Never, volumeMounts: [{name: data, mountPath: /data}]}]
+  containers: [{name: web, image: "k3s9p.local/web:1", imagePullPolicy: Never, volumeMounts: [{name: data, mountPath: /data}], ` + Probe + `}]
   volumes: [{name: data, persistentVolumeClaim: {claimName: CLAIM}}]
 `)
 }

@@ -9,6 +9,10 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
+// Probe, of a container in YAML, makes its pod ready when its server answers, as the pods of
+// [Web] are. Without one a pod is ready when its program has been started.
+const Probe = "readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}"
+
 // Web is the manifest of a Deployment, called web, of pods that run test/web and are
 // ready when that answers. A ConfigMap, if settings names one, is at /settings in them.
 func Web(replicas int32, settings string) string {

@@ -27,7 +27,7 @@ metadata: {name: on-%[1]s, labels: {app: web}}
 spec:
   nodeName: %[1]s
   terminationGracePeriodSeconds: 1
-  containers: [{name: web, image: "k3s9p.local/web:1", imagePullPolicy: Never}]
+  containers: [{name: web, image: "k3s9p.local/web:1", imagePullPolicy: Never, ` + cluster.Probe + `}]
 `
 
 // nodes are two machines; the first has the control plane.
@@ -71,6 +71,10 @@ func TestMultinode(t *testing.T) {
 		var service corev1.Service
 		a.Get(&service, "service", "web")
 		pod := n.pod(second)
+		b.Await("the Service on the second node, by its own pod", time.Minute, func() bool {
+			answer, err := b.HTTP(service.Spec.ClusterIP, "/")
+			return err == nil && answer == pod.Name
+		})
 		a.Down()
 		a.Unchanged(beforeA)
 		for _, address := range []string{pod.Status.PodIP, service.Spec.ClusterIP} {
@@ -91,7 +95,7 @@ func TestMultinode(t *testing.T) {
 		if names := a.Kubectl("get", "nodes", "-o", "name"); strings.TrimSpace(names) != "node/"+first {
 			t.Errorf("the nodes are %s", names)
 		}
-		a.Await("the end of the route", 30*time.Second, func() bool { return !strings.Contains(a.Must("ip", "route"), "10.42.1.0/24") })
+		a.Await("the end of the route", time.Minute, func() bool { return !strings.Contains(a.Must("ip", "route"), "10.42.1.0/24") })
 	})
 	a.Down()
 	a.Unchanged(beforeA)
@@ -131,6 +135,11 @@ func (n nodes) badInput(t *testing.T, token node.Token, before string) {
 	n.a.Await("the end of a token", time.Minute, func() bool {
 		output, err := n.a.K3s9p("token", "list")
 		return err == nil && !strings.Contains(output, short.ID) && strings.Contains(output, token.ID)
+	})
+	// Another controller signs what everybody may read, by each token, and follows.
+	n.a.Await("the signatures by the tokens that there are", time.Minute, func() bool {
+		signed := n.a.Kubectl("get", "configmap", "cluster-info", "--namespace=kube-public", "-o", "yaml")
+		return !strings.Contains(signed, short.ID) && strings.Contains(signed, token.ID)
 	})
 	secret := token.Token[len(token.Token)-16:]
 	for name, c := range map[string]struct {
@@ -279,7 +288,7 @@ metadata: {name: at-host-port}
 spec:
   nodeName: second
   terminationGracePeriodSeconds: 1
-  containers: [{name: web, image: "k3s9p.local/web:1", imagePullPolicy: Never, ports: [{containerPort: 8080, hostPort: 8088}]}]
+  containers: [{name: web, image: "k3s9p.local/web:1", imagePullPolicy: Never, ports: [{containerPort: 8080, hostPort: 8088}], ` + cluster.Probe + `}]
 `
 
 // services asks a Service with an endpoint on each node from all places, and each of its
@@ -315,7 +324,7 @@ func (n nodes) services(t *testing.T) {
 	} {
 		t.Run("from "+name, func(t *testing.T) {
 			answers := make(map[string]bool)
-			n.a.Await("an answer of each endpoint", 30*time.Second, func() bool {
+			n.a.Await("an answer of each endpoint", time.Minute, func() bool {
 				if answer, err := way(); err != nil {
 					t.Logf("%v: %s", err, answer)
 				} else {
@@ -332,9 +341,10 @@ func (n nodes) services(t *testing.T) {
 		}
 	})
 	t.Run("a hostPort is on its pod's node only", func(t *testing.T) {
-		if answer, err := outside(gvisor.BesideAddress + ":8088")(); err != nil || answer != "at-host-port" {
-			t.Errorf("on the second node it answers %q, %v", answer, err)
-		}
+		n.b.Await("the pod at its node's port", 30*time.Second, func() bool {
+			answer, err := outside(gvisor.BesideAddress + ":8088")()
+			return err == nil && answer == "at-host-port"
+		})
 		if answer, err := outside(gvisor.Address + ":8088")(); err == nil {
 			t.Errorf("on the first node it answers %q", answer)
 		}
@@ -354,7 +364,7 @@ metadata: {name: with-data}
 spec:
   nodeSelector: {kubernetes.io/hostname: second}
   terminationGracePeriodSeconds: 1
-  containers: [{name: web, image: "k3s9p.local/web:1", imagePullPolicy: Never, volumeMounts: [{name: data, mountPath: /data}]}]
+  containers: [{name: web, image: "k3s9p.local/web:1", imagePullPolicy: Never, volumeMounts: [{name: data, mountPath: /data}], ` + cluster.Probe + `}]
   volumes: [{name: data, persistentVolumeClaim: {claimName: data}}]
 `
 
@@ -378,7 +388,7 @@ func (n nodes) volumes(t *testing.T) {
 		t.Error("the volume is on the first node")
 	}
 	n.a.Kubectl("delete", "pod/with-data", "pvc/data", "--now")
-	n.b.Await("the end of the volume", 30*time.Second, func() bool { return n.b.Must("ls", cluster.Data+"/storage") == "" })
+	n.b.Await("the end of the volume", time.Minute, func() bool { return n.b.Must("ls", cluster.Data+"/storage") == "" })
 }
 
 // foreignVolume is a directory of the first node.
