@@ -68,6 +68,7 @@ func (c *Cluster) services(t *testing.T, pods []corev1.Pod) {
 			continue // what is in the sandbox is not on it
 		}
 		t.Run("from "+way.from+" to "+way.address, func(t *testing.T) {
+			c.awaitAnswer(way.from, pods[0], way.address, names)
 			answers := make(map[string]int)
 			for range 2 * len(pods) {
 				answers[c.askFrom(way.from, pods[0], way.address)]++
@@ -83,6 +84,7 @@ func (c *Cluster) services(t *testing.T, pods []corev1.Pod) {
 		})
 	}
 	t.Run("sessionAffinity ClientIP", func(t *testing.T) {
+		c.awaitAnswer("pod", pods[0], "affine:8080", names)
 		chosen := make(map[string]string)
 		for i := range 4 * len(pods) {
 			pod := pods[i/2%len(pods)] // each twice: in turn each would get its own without affinity as well
@@ -100,9 +102,13 @@ func (c *Cluster) services(t *testing.T, pods []corev1.Pod) {
 		}
 	})
 	t.Run("a headless Service has the addresses of pods", func(t *testing.T) {
-		answer, err := c.AskPod(pods[0], "/lookup?name=headless")
-		if err != nil || len(strings.Fields(answer)) != len(pods) || !strings.Contains(answer, pods[1].Status.PodIP) {
-			t.Errorf("it has %q, %v", answer, err)
+		var answer string
+		c.Await("as many addresses as there are pods", time.Minute, func() bool {
+			answer, _ = c.AskPod(pods[0], "/lookup?name=headless")
+			return len(strings.Fields(answer)) == len(pods)
+		})
+		if !strings.Contains(answer, pods[1].Status.PodIP) {
+			t.Errorf("it has %q", answer)
 		}
 	})
 	t.Run("a hostPort", func(t *testing.T) {
@@ -112,10 +118,24 @@ func (c *Cluster) services(t *testing.T, pods []corev1.Pod) {
 	})
 	t.Run("a Service that is deleted is gone", func(t *testing.T) {
 		c.Kubectl("delete", "service", "web", "affine", "headless")
-		c.Await("the end of the Service", 30*time.Second, func() bool {
+		c.Await("the end of the Service", time.Minute, func() bool {
 			return strings.Contains(c.askFrom("node", pods[0], "127.0.0.1:30080"), "refused") && !strings.Contains(c.Must("ip", "address"), service.Spec.ClusterIP) && !strings.Contains(c.Must("ip", "address"), externalIP)
 		})
 	})
+}
+
+// awaitAnswer waits until one of the pods answers: those who serve a Service, and the name
+// server, follow the cluster and do not know at once that there is another one. That a
+// name is unknown CoreDNS remembers for half a minute.
+func (c *Cluster) awaitAnswer(from string, pod corev1.Pod, address string, names map[string]bool) {
+	c.t.Helper()
+	var answer string
+	for deadline := time.Now().Add(time.Minute); !names[answer]; time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			c.t.Fatalf("no pod answers at %s within a minute, but: %s", address, answer)
+		}
+		answer = c.askFrom(from, pod, address)
+	}
 }
 
 // askFrom returns what a web server answers, or the error.

@@ -82,7 +82,7 @@ func TestNetwork(t *testing.T) {
 	vxlan := report.Step{ID: "vxlan", Kind: report.Extra, Title: "no VXLAN devices, which flannel makes by default",
 		Expected: "Operation not supported", Fix: "the pod network is a bridge on this node"}
 	run(t, vxlan, func(t *testing.T, s *step) {
-		output, err := c.Try(10*time.Second, "ip", "link", "add", "flannel.1", "type", "vxlan", "id", "1", "dstport", "8472", "nolearning")
+		output, err := c.Try(time.Minute, "ip", "link", "add", "flannel.1", "type", "vxlan", "id", "1", "dstport", "8472", "nolearning")
 		if s.Seen = strings.TrimSpace(output); err == nil || !strings.Contains(output, s.Expected) {
 			t.Fatalf("ip link add … type vxlan: %v: %s", err, output)
 		}

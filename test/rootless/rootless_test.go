@@ -88,7 +88,7 @@ func TestRootless(t *testing.T) {
 	t.Run("a name that the sandbox's resolver knows, at an address of loopback", func(t *testing.T) {
 		resolver := c.Background("sh", "-c", "exec /var/lib/k3s9p/bundle/*/bin/coredns -conf=/root/resolver")
 		defer resolver.Stop()
-		c.Await("the answer", 30*time.Second, func() bool {
+		c.Await("the answer", time.Minute, func() bool {
 			answer, err := c.AskPod(pods[0], "/lookup?name=outside.example")
 			return err == nil && answer == "192.0.2.53"
 		})
@@ -130,7 +130,7 @@ func TestRootless(t *testing.T) {
 			t.Errorf("ctr prints %s, %v", out, err)
 		}
 		container := c.Background(cluster.Program, "ctr", "run", "--rm", "k3s9p.local/web:1", "by-hand", "/web", "serve", ":8080")
-		c.Await("the container that ctr runs", 30*time.Second, func() bool { return strings.Contains(container.Output(), "serving on :8080") })
+		c.Await("the container that ctr runs", time.Minute, func() bool { return strings.Contains(container.Output(), "serving on :8080") })
 		if out, err := c.K3s9p("ctr", "tasks", "exec", "--exec-id=hello", "by-hand", "/web", "say", "hello"); err != nil || !strings.HasSuffix("\n"+strings.TrimSpace(out), "\nhello") { // after a warning about cgroup v1
 			t.Errorf("ctr tasks exec prints %q, %v", out, err)
 		}
@@ -198,7 +198,7 @@ func upAndDown(c *cluster.Cluster, t *testing.T, before string) {
 	c.Unchanged(before)
 	for _, when := range []string{"check and fix", "make the pod network", "make certificates", "the cluster is ready"} {
 		up := c.Background(cluster.Program, "up")
-		c.Await(when, time.Minute, func() bool { return up.Ended() || strings.Contains(up.Output(), when) })
+		c.Await(when, 3*time.Minute, func() bool { return up.Ended() || strings.Contains(up.Output(), when) })
 		up.Signal("INT")
 		c.Await("the end of up", time.Minute, up.Ended)
 		if ready := when == "the cluster is ready"; strings.Contains(up.Output(), "interrupted") == ready {
@@ -222,13 +222,18 @@ func start(t *testing.T, root gvisor.Root) *cluster.Cluster {
 	}})
 }
 
-// deploy runs the workload, and returns the pods of the Deployment.
+// deploy runs the workload, and returns the pods of the Deployment. Their Service serves
+// them: what serves it follows the cluster, and hears of the pods after it.
 func deploy(c *cluster.Cluster) []corev1.Pod {
 	c.Kubectl("apply", "-f", "/root/workload.yaml")
 	c.Kubectl("rollout", "status", "deployment/web", "--timeout=90s")
 	c.Kubectl("wait", "--for=condition=ready", "pod/at-host-port", "--timeout=90s")
 	var list corev1.PodList
 	c.Get(&list, "pods", "--selector=app=web", "--field-selector=status.phase=Running")
+	c.Await("an answer of the Service", time.Minute, func() bool {
+		_, err := c.AskPod(list.Items[0], "/get?url=http://web:8080/")
+		return err == nil
+	})
 	return list.Items
 }
 

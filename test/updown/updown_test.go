@@ -74,7 +74,7 @@ func TestUpDown(t *testing.T) {
 	t.Run("Ctrl-C in the middle", func(t *testing.T) {
 		for _, when := range []string{"check and fix", "make the pod network", "make certificates"} {
 			up := c.Background(cluster.Program, "up")
-			c.Await(when, time.Minute, func() bool { return up.Ended() || strings.Contains(up.Output(), when) })
+			c.Await(when, 3*time.Minute, func() bool { return up.Ended() || strings.Contains(up.Output(), when) })
 			up.Signal("INT")
 			c.Await("the end of up", time.Minute, up.Ended)
 			if !strings.Contains(up.Output(), "interrupted") {
@@ -85,7 +85,7 @@ func TestUpDown(t *testing.T) {
 	})
 	t.Run("Ctrl-C of a cluster in the foreground", func(t *testing.T) {
 		up := c.Background(cluster.Program, "up")
-		c.Await("Ready", time.Minute, func() bool { return up.Ended() || strings.Contains(up.Output(), "the cluster is ready") })
+		c.Await("Ready", 3*time.Minute, func() bool { return up.Ended() || strings.Contains(up.Output(), "the cluster is ready") })
 		if output, err := c.K3s9p("up"); err == nil || !strings.Contains(output, "runs already") {
 			t.Errorf("a second up gives %v, and prints %s", err, output)
 		}
