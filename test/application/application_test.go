@@ -50,7 +50,8 @@ func TestApplication(t *testing.T) {
 	// The autoscaler looks every 15 s by default.
 	c.Up("--kube-controller-manager-arg=horizontal-pod-autoscaler-sync-period=3s")
 	t.Run("a manifest that does not parse is named, the others are applied", a.odd)
-	a.Background("sh", "-c", "exec /var/lib/k3s9p/bundle/*/bin/coredns -conf=/root/resolver")
+	resolver := a.Background("sh", "-c", "exec /var/lib/k3s9p/bundle/*/bin/coredns -conf=/root/resolver")
+	a.Await("the sandbox's own resolver", time.Minute, func() bool { return strings.Contains(resolver.Output(), "CoreDNS-") })
 	a.Kubectl("wait", "--for=condition=available", "deployment/shop", "--namespace=shop", "--timeout=60s")
 	a.Kubectl("wait", "--for=condition=available", "deployment/backend", "--timeout=60s")
 	a.Kubectl("wait", "--for=condition=ready", "--all", "pod", "--timeout=60s")
@@ -184,6 +185,7 @@ func (a *application) load(t *testing.T, seconds int, something func()) map[stri
 	var client corev1.Pod
 	a.Get(&client, "pod", "client")
 	load := a.Background("inside", "http", "GET", fmt.Sprintf("http://%s:8080/load?url=http://backend/&s=%d", client.Status.PodIP, limit))
+	a.Await("the load", time.Minute, func() bool { return load.Ended() || strings.Contains(load.Output(), "begun") })
 	something()
 	a.from("client", fmt.Sprintf("/enough?s=%d", seconds))
 	a.Await("the end of the load", time.Minute, load.Ended)
@@ -262,7 +264,7 @@ func (a *application) endpoints(t *testing.T) {
 	})
 	t.Run("a rolling update fails no request", func(t *testing.T) {
 		old := namesOf(a.pods("default", selector))
-		answers := a.load(t, 1, func() {
+		answers := a.load(t, 3, func() {
 			a.Kubectl("rollout", "restart", "deployment/backend")
 			a.Kubectl("rollout", "status", "deployment/backend", "--timeout=60s")
 		})
@@ -288,7 +290,7 @@ spec: {type: NodePort, selector: {app: backend}, ports: [{port: 80, targetPort: 
 
 func (a *application) held(t *testing.T) {
 	a.Apply("held", held)
-	a.Await("an event of the Service", 30*time.Second, func() bool {
+	a.Await("an event of the Service", time.Minute, func() bool {
 		return strings.Contains(a.Kubectl("describe", "service", "held"), "TCP port 30180 is not served at 0.0.0.0: it is in use by web (process ")
 	})
 	if got := a.from("client", "/get?url="+url.QueryEscape("http://held/")); !strings.HasPrefix(got, "backend-") {
@@ -297,25 +299,18 @@ func (a *application) held(t *testing.T) {
 	a.Kubectl("delete", "service", "held")
 }
 
-// busy is a pod that keeps a processor busy, and how much it had used when.
-type busy struct {
-	pod  corev1.Pod
-	used float64 // seconds
-	at   time.Time
-}
-
-// hold is what it holds in memory besides, in MiB.
+// hold is what the pod that burns holds in memory, in MiB.
 const hold = 100
 
-func (a *application) burn() busy {
+// burn lets a pod keep a processor busy until the sandbox ends.
+func (a *application) burn() corev1.Pod {
 	a.t.Helper()
-	b := busy{pod: a.shop()}
-	if _, err := a.HTTP(b.pod.Status.PodIP, fmt.Sprintf("/hold?mib=%d", hold)); err != nil {
+	pod := a.shop()
+	if _, err := a.HTTP(pod.Status.PodIP, fmt.Sprintf("/hold?mib=%d", hold)); err != nil {
 		a.t.Fatal(err)
 	}
-	a.Background("inside", "http", "GET", "http://"+b.pod.Status.PodIP+":8080/burn?s=120")
-	b.used, b.at = a.used(b.pod), time.Now()
-	return b
+	a.Background("inside", "http", "GET", "http://"+pod.Status.PodIP+":8080/burn?s=600")
+	return pod
 }
 
 func (a *application) used(pod corev1.Pod) float64 {
@@ -343,13 +338,15 @@ func (a *application) usage(of ...string) (cores, mib float64, ok bool) {
 	return cores, mib, err == nil && mib > 0
 }
 
-func (a *application) top(t *testing.T, b busy) {
+func (a *application) top(t *testing.T, pod corev1.Pod) {
 	var cores, mib, wanted float64
-	// The window of the numbers has to be one of the load.
-	a.Await("the load in kubectl top", time.Minute, func() bool {
+	// The window of the numbers has to be one of the load, as it is from now on: before, other
+	// loads had their part of the processors.
+	used, since := a.used(pod), time.Now()
+	a.Await("the load in kubectl top", 2*time.Minute, func() bool {
 		var ok bool
-		cores, mib, ok = a.usage("pod", b.pod.Name, "--namespace=shop", "--no-headers")
-		wanted = (a.used(b.pod) - b.used) / time.Since(b.at).Seconds()
+		cores, mib, ok = a.usage("pod", pod.Name, "--namespace=shop", "--no-headers")
+		wanted = (a.used(pod) - used) / time.Since(since).Seconds()
 		return ok && cores > wanted*0.7 && cores < wanted*1.4
 	})
 	t.Logf("the pod uses %.2f cores, kubectl top says %.2f, and %.0f MiB", wanted, cores, mib)
@@ -379,7 +376,7 @@ func (a *application) top(t *testing.T, b busy) {
 		"dns": "CoreDNS at 10.43.0.10", "services": "a proxy in userspace: pods see the node's address instead of the client's: no netfilter that kube-proxy could use: ",
 		"storage": "directories in /var/lib/k3s9p/storage", "metrics": "kubectl top answers",
 	} {
-		a.Await("k3s9p status of "+addOn+" that says "+want, 10*time.Second, func() bool { return strings.Contains(a.how(addOn), want) })
+		a.Await("k3s9p status of "+addOn+" that says "+want, time.Minute, func() bool { return strings.Contains(a.how(addOn), want) })
 	}
 }
 
@@ -395,7 +392,7 @@ func (a *application) how(addOn string) string {
 }
 
 func (a *application) scale(t *testing.T) {
-	a.Await("a second pod", time.Minute, func() bool {
+	a.Await("a second pod", 2*time.Minute, func() bool {
 		var deployment appsv1.Deployment
 		a.Get(&deployment, "deployment", "shop", "--namespace=shop")
 		return deployment.Status.ReadyReplicas == 2
@@ -404,7 +401,7 @@ func (a *application) scale(t *testing.T) {
 
 func (a *application) prune(t *testing.T) {
 	a.Must("rm", manifests+"next.yaml")
-	a.Await("the end of what it held", time.Minute, func() bool {
+	a.Await("the end of what it held", 2*time.Minute, func() bool {
 		return !strings.Contains(a.Kubectl("get", "deployments,services,pods", "-o", "name"), "backend")
 	})
 	if deployments := a.Kubectl("get", "deployments", "--all-namespaces", "-o", "name"); strings.TrimSpace(deployments) != "deployment.apps/shop" {

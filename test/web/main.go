@@ -17,7 +17,7 @@
 //	/break      from now on /healthz fails
 //	/healthz    ok
 //	/hold?mib=N holds N MiB of memory from now on
-//	/burn?s=N   keeps one processor busy for N seconds, then answers
+//	/burn?s=N   keeps one processor busy until it has used N seconds of it, then answers
 //	/file?path=P      what is in a file
 //	/write?path=P&text=T   puts it there
 //	/lookup?name=N    the addresses of a name
@@ -128,7 +128,13 @@ func serve(address string) {
 		held = append(held, block)
 	}))
 	http.HandleFunc("/burn", number("s", func(seconds int) {
-		for end := time.Now().Add(time.Duration(seconds) * time.Second); time.Now().Before(end); {
+		begun, err := used()
+		for now := begun; err == nil && now-begun < time.Duration(seconds)*time.Second; now, err = used() {
+			for pause := time.Now().Add(10 * time.Millisecond); time.Now().Before(pause); {
+			}
+		}
+		if err != nil {
+			log.Print(err)
 		}
 	}))
 	http.HandleFunc("/file", func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, r.FormValue("path")) })
@@ -157,12 +163,12 @@ func serve(address string) {
 	})
 	http.HandleFunc("/env", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, os.Getenv(r.FormValue("name"))) })
 	http.HandleFunc("/used", func(w http.ResponseWriter, _ *http.Request) {
-		var usage syscall.Rusage
-		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		processor, err := used()
+		if err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
-		fmt.Fprintf(w, "%.3f", time.Duration(usage.Utime.Nano()+usage.Stime.Nano()).Seconds())
+		fmt.Fprintf(w, "%.3f", processor.Seconds())
 	})
 	http.HandleFunc("/load", load)
 	http.HandleFunc("/enough", number("s", func(seconds int) { enough.Store(time.Now().Add(time.Duration(seconds) * time.Second).UnixNano()) }))
@@ -192,9 +198,17 @@ func serve(address string) {
 	log.Fatal(http.ListenAndServe(address, nil))
 }
 
+// used is the processor time that this process has used.
+func used() (time.Duration, error) {
+	var usage syscall.Rusage
+	err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage)
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano()), err
+}
+
 func get(w http.ResponseWriter, r *http.Request) {
-	// Each request is a connection of its own, as another client's.
-	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	// Each request is a connection of its own, as another client's. Of a name it takes 5 s
+	// until the resolver asks again, if a datagram was lost.
+	client := http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	response, err := client.Get(r.FormValue("url"))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadGateway)
@@ -211,8 +225,8 @@ func get(w http.ResponseWriter, r *http.Request) {
 var enough atomic.Int64
 
 // load asks four times at once, each on a connection of its own. It answers with a line
-// for each answer that there was: how often, when for the last time (seconds since 1970),
-// and the answer, or the error.
+// that says that each has had an answer, and at the end with one for each answer that there
+// was: how often, when for the last time (seconds since 1970), and the answer, or the error.
 func load(w http.ResponseWriter, r *http.Request) {
 	seconds, err := strconv.Atoi(r.FormValue("s"))
 	if err != nil {
@@ -227,18 +241,25 @@ func load(w http.ResponseWriter, r *http.Request) {
 	answers := make(map[string]times)
 	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	enough.Store(time.Now().Add(time.Duration(seconds) * time.Second).UnixNano())
-	var clients sync.WaitGroup
+	var clients, begun sync.WaitGroup
+	begun.Add(4)
 	for range 4 {
 		clients.Go(func() {
+			begin := sync.OnceFunc(begun.Done)
+			defer begin()
 			for time.Now().UnixNano() < enough.Load() {
 				answer := answerOf(client, r.FormValue("url"))
 				mu.Lock()
 				answers[answer] = times{answers[answer].n + 1, time.Now()}
 				mu.Unlock()
+				begin()
 				time.Sleep(10 * time.Millisecond)
 			}
 		})
 	}
+	begun.Wait()
+	fmt.Fprintln(w, "begun")
+	_ = http.NewResponseController(w).Flush() // who has asked may be gone
 	clients.Wait()
 	for answer, t := range answers {
 		fmt.Fprintf(w, "%d %.3f %s\n", t.n, float64(t.last.UnixMilli())/1000, answer)

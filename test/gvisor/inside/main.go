@@ -141,11 +141,12 @@ func reap() {
 	}
 }
 
-// ask prints what a URL answers. The kubelet's certificate is its own.
+// ask prints what a URL answers. The kubelet's certificate is its own. Who waits for the
+// answer has a shorter limit of their own.
 func ask(method, url string) {
 	request, err := http.NewRequest(method, url, nil)
 	check(err)
-	client := http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	client := http.Client{Timeout: 2 * time.Minute, Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 	response, err := client.Do(request)
 	check(err)
 	defer response.Body.Close()
