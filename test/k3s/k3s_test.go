@@ -58,7 +58,8 @@ func (c *cluster) ready() bool {
 }
 
 const pod = `{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"}, "spec": {"containers": [
-  {"name": "web", "image": "k3s9p.local/web:1", "imagePullPolicy": "Never", "resources": {"limits": {"memory": "64Mi"}}}]}}`
+  {"name": "web", "image": "k3s9p.local/web:1", "imagePullPolicy": "Never", "resources": {"limits": {"memory": "64Mi"}},
+   "readinessProbe": {"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1}}]}}`
 
 // The documented sequence ends in a node that is Ready, runs a pod on the pod network, and
 // knows its filesystem and its memory.
@@ -102,7 +103,9 @@ func TestStart(t *testing.T) {
 		c.Await("the service account", time.Minute, func() bool { return c.get(new(corev1.ServiceAccount), "serviceaccount", "default") })
 		c.Must("k3s", "kubectl", "apply", "-f", "/root/web.json")
 		var p corev1.Pod
-		c.Await("the pod to run", time.Minute, func() bool { return c.get(&p, "pod", "web") && p.Status.Phase == corev1.PodRunning })
+		c.Await("the pod to be ready", time.Minute, func() bool {
+			return c.get(&p, "pod", "web") && len(p.Status.ContainerStatuses) == 1 && p.Status.ContainerStatuses[0].Ready
+		})
 		if !strings.HasPrefix(p.Status.PodIP, "10.42.0.") {
 			t.Errorf("the pod has the address %s", p.Status.PodIP)
 		}
@@ -126,7 +129,7 @@ func TestStart(t *testing.T) {
 		c.Await("a sample", time.Minute, func() bool {
 			output, err := c.try(time.Minute, "k3s", "kubectl", "get", "--raw", "/api/v1/nodes/"+nodeName+"/proxy/stats/summary")
 			_, output, _ = strings.Cut(output, "{")
-			return err == nil && json.Unmarshal([]byte("{"+output), &summary) == nil && summary.Node.Memory.WorkingSetBytes > 0
+			return err == nil && json.Unmarshal([]byte("{"+output), &summary) == nil && summary.Node.Memory.WorkingSetBytes > 0 && summary.Node.Fs.CapacityBytes > 0
 		})
 		capacity := strings.TrimSpace(c.Must("stat", "--file-system", "--format=%b %S", "/"))
 		var blocks, size uint64
