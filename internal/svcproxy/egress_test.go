@@ -89,7 +89,7 @@ func TestPolicy(t *testing.T) {
 
 func TestRefusedDestinationIsReset(t *testing.T) {
 	checkNothingLeft(t)
-	p := proxyTo(t, goingTo(nobodyThere(t)), Options{})
+	p := proxyTo(t, goingTo(free(t)), Options{})
 	checkReset(t, hereDialer, p.Addr())
 	await(t, "the failure to be counted", func() bool { return p.Counters().Failed == 1 })
 }
@@ -98,15 +98,4 @@ func TestListenEgressWantsIPv4(t *testing.T) {
 	if _, err := ListenEgress(netip.MustParseAddrPort("[::1]:0"), Policy{}, Options{}); err == nil || !strings.Contains(err.Error(), "IPv4") {
 		t.Errorf("got %v", err)
 	}
-}
-
-// nobodyThere is an address that refuses connections.
-func nobodyThere(t testing.TB) netip.AddrPort {
-	t.Helper()
-	listener, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	return addrPort(listener.Addr())
 }

@@ -173,10 +173,11 @@ func hear(t *testing.T, address netip.AddrPort) string {
 	return string(data)
 }
 
-// free is an address on loopback where nobody listens.
-func free(t *testing.T) netip.AddrPort {
+// free is an address on loopback where nobody listens. It is one that no other test is
+// given a port at before this one takes it.
+func free(t testing.TB) netip.AddrPort {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := net.Listen("tcp", "127.83.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

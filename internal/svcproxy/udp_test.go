@@ -98,18 +98,25 @@ func TestSilentUDPClientIsForgotten(t *testing.T) {
 	const timeout = 100 * time.Millisecond
 	p := proxyUDPTo(t, To(listenUDP(t, loopback)), Options{UDPIdleTimeout: timeout})
 	client := dialUDP(t, p.Addr())
-	for start := time.Now(); time.Since(start) < 3*timeout; {
+	allowed := uint64(1)
+	for start, asked := time.Now(), time.Now(); time.Since(start) < 3*timeout; {
+		before := asked
+		asked = time.Now()
 		exchange(t, client, "question")
+		if time.Since(before) >= timeout { // on a busy machine the test itself may be silent
+			allowed++
+		}
 	}
-	if got := p.Counters().Total; got != 1 {
-		t.Errorf("a client that is not silent was forgotten %d times", got-1)
+	came := p.Counters().Total
+	if came > allowed {
+		t.Errorf("a client that is not silent was forgotten %d times", came-allowed)
 	}
 	await(t, "the end of the client's socket", func() bool { return p.Counters().Open == 0 })
 	if got := exchange(t, client, "again"); got != "again" {
 		t.Errorf("got %q", got)
 	}
-	if got := p.Counters().Total; got != 2 {
-		t.Errorf("%d clients came, not 2", got)
+	if got := p.Counters().Total; got != came+1 {
+		t.Errorf("%d clients came, not %d", got, came+1)
 	}
 }
 
@@ -135,12 +142,7 @@ func TestLimitOfUDPClients(t *testing.T) {
 // A destination that starts after its clients is found by the same ones.
 func TestUDPDestinationComesLater(t *testing.T) {
 	checkNothingLeft(t)
-	conn, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(loopback))
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := addrPort(conn.LocalAddr())
-	conn.Close()
+	address := free(t)
 	p := proxyUDPTo(t, To(address), Options{})
 	client := dialUDP(t, p.Addr())
 	for range 5 { // each is answered by ICMP: port unreachable
