@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
-func TestPlainLines(t *testing.T) {
+func TestPlainLines(t *testing.T) { synctest.Test(t, plainLines) }
+
+func plainLines(t *testing.T) {
 	var out bytes.Buffer
 	p := NewPlain(&out)
 	p.Say("hello %d", 1)
@@ -27,7 +30,9 @@ func TestPlainLines(t *testing.T) {
 	}
 }
 
-func TestLiveLineFitsAndIsErased(t *testing.T) {
+func TestLiveLineFitsAndIsErased(t *testing.T) { synctest.Test(t, liveLine) }
+
+func liveLine(t *testing.T) {
 	var out bytes.Buffer
 	p := &Printer{out: &out, live: true, width: func() int { return 20 }}
 	step := p.Step("a title that is longer than the line")

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unsafe"
 
@@ -64,13 +65,14 @@ func TestAwaitNamesTheProgramThatEnded(t *testing.T) {
 }
 
 func TestAwaitTellsWhatWasMissingWhenTimeIsUp(t *testing.T) {
-	s := quiet(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
-	err := s.Await(ctx, func(context.Context) error { return errors.New("the node is not Ready") })
-	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "the node is not Ready") {
-		t.Errorf("the error is %v", err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		err := quiet(t).Await(ctx, func(context.Context) error { return errors.New("the node is not Ready") })
+		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "the node is not Ready") {
+			t.Errorf("the error is %v", err)
+		}
+	})
 }
 
 func TestStopAllEndsTheLastFirst(t *testing.T) {
