@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,7 +28,9 @@ func TestSocketsAt(t *testing.T) {
 }
 
 // A port that is held for a moment is free; one that is held on is not.
-func TestPortFree(t *testing.T) {
+func TestPortFree(t *testing.T) { synctest.Test(t, portHeld) }
+
+func portHeld(t *testing.T) {
 	held, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
