@@ -47,7 +47,7 @@ func (h *hanging) statfs(_ string, buf *unix.Statfs_t) error {
 func TestCallersWaitOnceAndHoldOneGoroutine(t *testing.T) {
 	log := captureLog(t)
 	h := &hanging{answer: make(chan struct{})}
-	a := newAsker(h.statfs, 50*time.Millisecond)
+	a := newAsker(h.statfs, time.Second)
 
 	var waiting sync.WaitGroup
 	for range 20 {
