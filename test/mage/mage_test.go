@@ -19,6 +19,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/goproxytest"
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 
 	"k3s9p/internal/rmtree"
 )
@@ -132,6 +133,7 @@ func TestScripts(t *testing.T) {
 			"giveaway": giveaway,
 			"tamper":   tamper,
 			"await":    await,
+			"opened":   opened,
 			"keep":     keep,
 			"same":     same,
 			"signal":   signal,
@@ -190,17 +192,35 @@ func giveaway(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+// waits is how long a script waits for what does happen.
+const waits = time.Minute
+
 // await FILE waits until a file exists, or, with !, does not.
 func await(ts *testscript.TestScript, neg bool, args []string) {
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(waits); ; time.Sleep(5 * time.Millisecond) {
 		found, err := filepath.Glob(ts.MkAbs(args[0]))
 		ts.Check(err)
 		if (len(found) == 0) == neg {
 			return
 		}
 		if time.Now().After(deadline) {
-			ts.Fatalf("%s did not come within 30 s", args[0])
+			ts.Fatalf("%s did not come within %v", args[0], waits)
 		}
+	}
+}
+
+// opened FILE waits until somebody opens a file (inotify(7)): who waits for a lock does so
+// again and again, and who has it does not.
+func opened(ts *testscript.TestScript, neg bool, args []string) {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	ts.Check(err)
+	events := os.NewFile(uintptr(fd), "inotify")
+	defer events.Close()
+	_, err = unix.InotifyAddWatch(fd, ts.MkAbs(args[0]), unix.IN_OPEN)
+	ts.Check(err)
+	ts.Check(events.SetReadDeadline(time.Now().Add(waits)))
+	if _, err := events.Read(make([]byte, unix.SizeofInotifyEvent)); err != nil {
+		ts.Fatalf("%s was not opened: %v", args[0], err)
 	}
 }
 
