@@ -98,11 +98,20 @@ func (c *Cluster) logs() string {
 	return output
 }
 
-// Kubectl has to succeed. What waits has a shorter limit of its own, and says what it
-// waited for.
+// TryKubectl returns what kubectl prints on its standard output: on the other one it also
+// complains of an API that does not answer just then, as that of metrics-server on a busy
+// machine, and goes on. What waits has a shorter limit of its own, and says what it waited
+// for.
+func (c *Cluster) TryKubectl(args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(c.t.Context(), 3*time.Minute)
+	defer cancel()
+	return c.Output(ctx, append([]string{Program, "kubectl"}, args...)...)
+}
+
+// Kubectl has to succeed.
 func (c *Cluster) Kubectl(args ...string) string {
 	c.t.Helper()
-	output, err := c.Try(3*time.Minute, append([]string{Program, "kubectl"}, args...)...)
+	output, err := c.TryKubectl(args...)
 	if err != nil {
 		c.t.Fatalf("kubectl %v: %v\n%s\n%s", args, err, output, c.warnings())
 	}

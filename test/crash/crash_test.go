@@ -115,7 +115,7 @@ func pidOf(c *cluster.Cluster, name string) int {
 // objects identifies what has to be there again: the same objects, not only equal
 // ones.
 func objects(c *cluster.Cluster) string {
-	output, err := c.Try(back, cluster.Program, "kubectl", "get", "configmap/kept", "pod/web", "-o", "jsonpath={.items[*].metadata.uid}")
+	output, err := c.TryKubectl("get", "configmap/kept", "pod/web", "-o", "jsonpath={.items[*].metadata.uid}")
 	if err != nil {
 		return err.Error()
 	}
@@ -126,7 +126,7 @@ func objects(c *cluster.Cluster) string {
 func awaitSame(t *testing.T, c *cluster.Cluster, before string) {
 	t.Helper()
 	c.Await("the same objects on a node that is Ready", back, func() bool {
-		output, err := c.Try(back, cluster.Program, "kubectl", "get", "nodes,pods", "-o", "json")
+		output, err := c.TryKubectl("get", "nodes,pods", "-o", "json")
 		var list corev1.List
 		if err != nil || json.Unmarshal([]byte(output), &list) != nil {
 			return false

@@ -16,6 +16,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -301,16 +302,32 @@ func (s *Sandbox) exec(ctx context.Context, flags []string, args ...string) *exe
 // Exec runs a program in the sandbox and returns what it printed, on both
 // outputs. The error is that of the program, or of the context.
 func (s *Sandbox) Exec(ctx context.Context, args ...string) (string, error) {
+	var output bytes.Buffer
+	err := s.run(ctx, &output, &output, args...)
+	return output.String(), err
+}
+
+// Output runs a program in the sandbox and returns what it printed on its standard output,
+// to be read by a program: what is on the other one is in the error, if there is one.
+func (s *Sandbox) Output(ctx context.Context, args ...string) (string, error) {
+	var output, complaints bytes.Buffer
+	err := s.run(ctx, &output, &complaints, args...)
+	if err != nil {
+		err = fmt.Errorf("%w\n%s", err, &complaints)
+	}
+	return output.String(), err
+}
+
+func (s *Sandbox) run(ctx context.Context, stdout, stderr io.Writer, args ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, execLimit)
 	defer cancel()
-	var output bytes.Buffer
 	cmd := s.exec(ctx, nil, args...)
-	cmd.Stdout, cmd.Stderr = &output, &output
+	cmd.Stdout, cmd.Stderr = stdout, stderr
 	err := leftover.Run(s.dir, cmd)
 	if ctx.Err() != nil {
 		err = ctx.Err()
 	}
-	return output.String(), err
+	return err
 }
 
 // Must runs a program that has to succeed within a minute: some probe all of the machine,

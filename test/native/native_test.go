@@ -102,8 +102,8 @@ func (m *Machine) services(pods []corev1.Pod) {
 	for _, pod := range pods {
 		names[pod.Name] = true
 	}
-	var err error // rules follow a Service within a second
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	var err error // rules follow a Service, within a second where nothing else is to be done
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		if _, err = m.ask(m.inside, "http://"+service.Spec.ClusterIP+":8080/"); err == nil {
 			break
 		}

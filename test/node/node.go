@@ -188,7 +188,7 @@ func (n *Node) StartContainerd() {
 	n.t.Helper()
 	n.Containerd = n.Background(append([]string{"/usr/local/bin/containerd"}, bringup.ContainerdArgs(n.machine.Files)...)...)
 	settings := n.asJSON(n.machine.Plan.Settings)
-	n.Await("containerd's CRI service", 30*time.Second, func() bool {
+	n.Await("containerd's CRI service", 60*time.Second, func() bool {
 		if n.Containerd.Ended() {
 			n.t.Fatalf("containerd ended:\n%s", Tail(n.Containerd.Output()))
 		}

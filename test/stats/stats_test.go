@@ -93,7 +93,7 @@ func available(t *testing.T, n *node.Node) {
 	stop := n.WatchDisk()
 	watched := time.Now().Add(time.Second)
 	var fs *stats.FsStats
-	n.Await("a sample of the disk that is watched", 90*time.Second, func() bool {
+	n.Await("a sample of the disk that is watched", 2*time.Minute, func() bool {
 		fs = n.Summary().Node.Fs
 		return fs.Time.After(watched) && time.Since(fs.Time.Time) > 2*time.Second
 	})
