@@ -11,7 +11,7 @@ import (
 
 // Probe, of a container in YAML, makes its pod ready when its server answers, as the pods of
 // [Web] are. Without one a pod is ready when its program has been started.
-const Probe = "readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}"
+const Probe = "readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, timeoutSeconds: 10}"
 
 // Web is the manifest of a Deployment, called web, of pods that run test/web and are
 // ready when that answers. A ConfigMap, if settings names one, is at /settings in them.
@@ -23,7 +23,7 @@ func Web(replicas int32, settings string) string {
 			Name: "web", Image: "k3s9p.local/web:1", ImagePullPolicy: corev1.PullNever,
 			ReadinessProbe: &corev1.Probe{
 				ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/healthz", Port: intstr.FromInt32(8080)}},
-				PeriodSeconds: 1,
+				PeriodSeconds: 1, TimeoutSeconds: 10, // on a busy machine an answer takes its time
 			},
 		}},
 	}
