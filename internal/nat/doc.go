@@ -1,7 +1,7 @@
 // Package nat writes the few address translation rules of a one-node cluster into
 // the kernel, without any program of the system: TCP of the pods goes to a proxy
 // (REDIRECT), UDP leaves with the node's address (SNAT), a port of the node leads
-// to a pod (DNAT).
+// to a pod (DNAT). One rule forwards nothing from the pods' bridge to itself (DROP).
 //
 // There are two back ends, because a gVisor sandbox has no nf_tables and many Linux
 // kernels have nothing else: [Legacy] talks to ip_tables, [Nftables] to nf_tables.

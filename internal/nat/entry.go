@@ -47,9 +47,11 @@ const (
 	errorTarget    = "ERROR" // XT_ERROR_TARGET: the head of a user chain, or the end of the table
 )
 
-// verdictReturn is XT_RETURN of x_tables.h: -NF_REPEAT - 1. Verdicts of the standard
-// target are negative, and other values are offsets.
-const verdictReturn = -5
+// Verdicts of the standard target are negative, and other values are offsets.
+const (
+	verdictReturn = -5 // XT_RETURN of x_tables.h: -NF_REPEAT - 1
+	verdictDrop   = -1 // -NF_DROP - 1
+)
 
 // Flags of struct nf_nat_ipv4_range (include/uapi/linux/netfilter/nf_nat.h).
 const (
@@ -238,6 +240,8 @@ func encodeTarget(target Target) []byte {
 		name = "MASQUERADE"
 	case giveBack:
 		return verdictEntry(verdictReturn).target()
+	case drop:
+		return verdictEntry(verdictDrop).target()
 	}
 	content := binary.NativeEndian.AppendUint32(nil, 1)
 	content = binary.NativeEndian.AppendUint32(content, flags)

@@ -23,7 +23,7 @@ func needLegacy(t *testing.T) {
 
 // readNat reads the table nat as the kernel gives it, with the counters.
 func readNat() (layout, []byte, error) {
-	s, err := openSocket()
+	s, err := openSocket("nat")
 	if err != nil {
 		return layout{}, nil, err
 	}
@@ -182,7 +182,7 @@ func TestApplyAgainWritesNothing(t *testing.T) {
 		if err := (Legacy{}).Apply(clusterRules); err != nil {
 			return err
 		}
-		s, err := openSocket()
+		s, err := openSocket("nat")
 		if err != nil {
 			return err
 		}
@@ -220,13 +220,13 @@ func TestRemoveUnused(t *testing.T) {
 		if err := (Legacy{}).Remove(); err != nil {
 			return err
 		}
-		if !unused() {
+		if !unused("nat") {
 			t.Error("Remove has made the table nat")
 		}
 		if err := (Legacy{}).Apply(clusterRules); err != nil {
 			return err
 		}
-		if unused() {
+		if unused("nat") {
 			t.Error("the table nat is there and counts as unused")
 		}
 		return nil
@@ -249,7 +249,7 @@ func TestChangedMeanwhile(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		err = edit(func(read *table) error {
+		err = edit("nat", func(read *table) error {
 			reads++
 			if reads == 1 {
 				// One that does not heed the lock.
@@ -263,7 +263,7 @@ func TestChangedMeanwhile(t *testing.T) {
 				}
 			}
 			return nil
-		}, func(read *table) error { return verify(read, sorted) })
+		}, func(read *table) error { return verify(read, tables[0].chains, sorted) })
 		if err != nil {
 			return err
 		}
@@ -280,7 +280,7 @@ func TestChangedMeanwhile(t *testing.T) {
 
 // staleWrite writes the table as if it had had another number of entries.
 func staleWrite() error {
-	s, err := openSocket()
+	s, err := openSocket("nat")
 	if err != nil {
 		return err
 	}

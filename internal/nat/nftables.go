@@ -3,6 +3,7 @@ package nat
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"reflect"
@@ -24,19 +25,21 @@ type Nftables struct{}
 
 func (Nftables) String() string { return "nftables" }
 
-// priorities are just before NF_IP_PRI_NAT_DST and NF_IP_PRI_NAT_SRC
+// priorities are just before NF_IP_PRI_NAT_DST, NF_IP_PRI_NAT_SRC and NF_IP_PRI_FILTER
 // (include/uapi/linux/netfilter_ipv4.h): the first chain that decides about a
 // connection has decided.
 var priorities = map[Chain]nftables.ChainPriority{
 	Prerouting:  *nftables.ChainPriorityNATDest - 1,
 	Output:      *nftables.ChainPriorityNATDest - 1,
 	Postrouting: *nftables.ChainPriorityNATSource - 1,
+	Forward:     *nftables.ChainPriorityFilter - 1,
 }
 
 var nftablesHooks = map[Chain]*nftables.ChainHook{
 	Prerouting:  nftables.ChainHookPrerouting,
 	Output:      nftables.ChainHookOutput,
 	Postrouting: nftables.ChainHookPostrouting,
+	Forward:     nftables.ChainHookForward,
 }
 
 func ownTable() *nftables.Table {
@@ -44,7 +47,11 @@ func ownTable() *nftables.Table {
 }
 
 func ownChain(c Chain) *nftables.Chain {
-	return &nftables.Chain{Name: strings.ToLower(c.String()), Table: ownTable(), Type: nftables.ChainTypeNAT,
+	kind := nftables.ChainTypeNAT
+	if c == Forward {
+		kind = nftables.ChainTypeFilter
+	}
+	return &nftables.Chain{Name: strings.ToLower(c.String()), Table: ownTable(), Type: kind,
 		Hooknum: nftablesHooks[c], Priority: nftables.ChainPriorityRef(priorities[c])}
 }
 
@@ -71,10 +78,7 @@ func (b Nftables) apply(sorted map[Chain][]Rule) error {
 	if len(sorted) > 0 {
 		conn.AddTable(ownTable())
 	}
-	for _, c := range chains {
-		if len(sorted[c]) == 0 {
-			continue
-		}
+	for _, c := range slices.Sorted(maps.Keys(sorted)) {
 		chain := conn.AddChain(ownChain(c))
 		for _, rule := range sorted[c] {
 			conn.AddRule(&nftables.Rule{Table: chain.Table, Chain: chain, Exprs: expressions(rule)})
@@ -139,10 +143,7 @@ func (Nftables) verify(sorted map[Chain][]Rule) error {
 	if len(there) != len(sorted) {
 		return fmt.Errorf("table ip k3s9p has %d chains instead of %d", len(there), len(sorted))
 	}
-	for _, c := range chains {
-		if len(sorted[c]) == 0 {
-			continue
-		}
+	for _, c := range slices.Sorted(maps.Keys(sorted)) {
 		want := ownChain(c)
 		i := slices.IndexFunc(there, func(got *nftables.Chain) bool { return got.Name == want.Name })
 		if i < 0 {
@@ -236,6 +237,8 @@ func targetExpressions(target Target) []expr.Any {
 		return []expr.Any{port(1), &expr.Redir{RegisterProtoMin: 1, RegisterProtoMax: 1, Flags: unix.NF_NAT_RANGE_PROTO_SPECIFIED}}
 	case masquerade:
 		return []expr.Any{&expr.Masq{}}
+	case drop:
+		return []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}
 	default:
 		return []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}}
 	}

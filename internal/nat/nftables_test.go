@@ -50,6 +50,11 @@ func TestApplyNftables(t *testing.T) {
 		oifname "eth0" ip saddr 10.42.0.0/16 meta l4proto udp snat to 192.0.2.2
 		oifname != "cni0" ip saddr 10.42.0.0/16 meta l4proto tcp snat to 192.0.2.2
 	}
+
+	chain forward {
+		type filter hook forward priority filter - 1; policy accept;
+		iifname "cni0" oifname "cni0" drop
+	}
 }
 `
 	inOwnNetwork(t, func() error {

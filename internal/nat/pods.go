@@ -12,6 +12,14 @@ func MasqueradePods(bridge string, pods, within netip.Prefix) []Rule {
 	}
 }
 
+// Bridged is for a kernel whose bridge takes frames for others as its own as well: what it
+// has delivered is not forwarded once more. Not for any other kernel, nor together with
+// rules that change the destination of what pods send to another pod: bridged packets may
+// pass FORWARD (br_netfilter), and what is for such a pod does.
+func Bridged(bridge string) []Rule {
+	return []Rule{{Chain: Forward, In: bridge, Out: bridge, Target: Drop()}}
+}
+
 // Uplink is the device that leads out, and its address.
 type Uplink struct {
 	Name    string

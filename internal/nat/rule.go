@@ -16,12 +16,19 @@ const (
 	Prerouting  Chain = iota + 1 // what arrives, before it is routed
 	Output                       // what this machine's own processes send
 	Postrouting                  // what leaves, after it was routed
+	Forward                      // what is passed on, in the table filter; the others are in nat
 )
 
-var chainNames = map[Chain]string{Prerouting: "PREROUTING", Output: "OUTPUT", Postrouting: "POSTROUTING"}
+var chainNames = map[Chain]string{Prerouting: "PREROUTING", Output: "OUTPUT", Postrouting: "POSTROUTING", Forward: "FORWARD"}
 
-// chains is the order in which they are written.
-var chains = []Chain{Prerouting, Output, Postrouting}
+// tables are those with chains of ours, and these in the order in which they are written.
+var tables = []struct {
+	name   string
+	chains []Chain
+}{
+	{"nat", []Chain{Prerouting, Output, Postrouting}},
+	{"filter", []Chain{Forward}},
+}
 
 func (c Chain) String() string {
 	if name, ok := chainNames[c]; ok {
@@ -60,7 +67,7 @@ func (p Protocol) String() string {
 type Rule struct {
 	Chain Chain
 	// In and Out are whole names of network interfaces: packets have an In in
-	// Prerouting, and an Out in the other chains.
+	// Prerouting and Forward, and an Out in all chains but Prerouting.
 	In, Out string
 	// NotOut excludes an interface. There is no such field for In: gVisor takes one,
 	// but does not show it again, so that it is lost when somebody else writes the
@@ -87,6 +94,7 @@ const (
 	redirect
 	masquerade
 	giveBack
+	drop
 )
 
 // SNAT gives the connection another source address. gVisor takes it only in a rule
@@ -112,6 +120,9 @@ func Masquerade() Target { return Target{kind: masquerade} }
 // further down the chain, touches it.
 func Return() Target { return Target{kind: giveBack} }
 
+// Drop forgets the packet. Only Forward takes it.
+func Drop() Target { return Target{kind: drop} }
+
 // String is the target in the words of iptables(8).
 func (t Target) String() string {
 	switch t.kind {
@@ -125,6 +136,8 @@ func (t Target) String() string {
 		return "MASQUERADE"
 	case giveBack:
 		return "RETURN"
+	case drop:
+		return "DROP"
 	}
 	return "no target"
 }
@@ -160,8 +173,8 @@ func (r Rule) checkMatch() error {
 	if _, ok := chainNames[r.Chain]; !ok {
 		return errors.New("no such chain")
 	}
-	if r.In != "" && r.Chain != Prerouting {
-		return errors.New("packets have an input interface in PREROUTING only")
+	if r.In != "" && r.Chain != Prerouting && r.Chain != Forward {
+		return errors.New("packets have an input interface in PREROUTING and FORWARD only")
 	}
 	if (r.Out != "" || r.NotOut != "") && r.Chain == Prerouting {
 		return errors.New("packets have no output interface in PREROUTING yet")
@@ -197,14 +210,18 @@ func (r Rule) checkTarget() error {
 			return errors.New("the source can be changed in POSTROUTING only")
 		}
 	case dnat, redirect:
-		if r.Chain == Postrouting {
-			return errors.New("the destination cannot be changed in POSTROUTING")
+		if r.Chain != Prerouting && r.Chain != Output {
+			return errors.New("the destination can be changed in PREROUTING and OUTPUT only")
 		}
 		if r.Protocol == AnyProtocol {
 			return errors.New("a new port needs a protocol")
 		}
 		if r.Target.address.Port() == 0 {
 			return errors.New("the new port is 0")
+		}
+	case drop:
+		if r.Chain != Forward {
+			return errors.New("packets can be dropped in FORWARD only")
 		}
 	case giveBack:
 	default:

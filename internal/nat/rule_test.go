@@ -28,6 +28,7 @@ var otherRules = []Rule{
 	{Chain: Output, Destination: netip.PrefixFrom(uplink, 32), Protocol: TCP, DestinationPort: 8080, Target: DNAT(netip.MustParseAddrPort("10.42.0.7:80"))},
 	{Chain: Output, Out: "lo", Protocol: UDP, DestinationPort: 5300, Target: Redirect(53)},
 	{Chain: Postrouting, NotOut: "cni0", Source: pods, Protocol: TCP, Target: SNAT(uplink)},
+	{Chain: Forward, In: "cni0", Out: "cni0", Target: Drop()},
 }
 
 func TestRuleString(t *testing.T) {
@@ -43,7 +44,8 @@ func TestRuleString(t *testing.T) {
 -A PREROUTING -i eth0 -p udp --dport 53 -j DNAT --to-destination 10.42.0.8:5353
 -A OUTPUT -d 192.0.2.2/32 -p tcp --dport 8080 -j DNAT --to-destination 10.42.0.7:80
 -A OUTPUT -o lo -p udp --dport 5300 -j REDIRECT --to-ports 53
--A POSTROUTING ! -o cni0 -s 10.42.0.0/16 -p tcp -j SNAT --to-source 192.0.2.2`
+-A POSTROUTING ! -o cni0 -s 10.42.0.0/16 -p tcp -j SNAT --to-source 192.0.2.2
+-A FORWARD -i cni0 -o cni0 -j DROP`
 	if joined := strings.Join(got, "\n"); joined != want {
 		t.Errorf("got\n%s\nwant\n%s", joined, want)
 	}
@@ -58,7 +60,7 @@ func TestRuleCheck(t *testing.T) {
 	}{
 		{Rule{Target: Return()}, "no such chain"},
 		{Rule{Chain: Prerouting}, "no target"},
-		{Rule{Chain: Postrouting, In: "cni0", Target: Masquerade()}, "an input interface in PREROUTING only"},
+		{Rule{Chain: Postrouting, In: "cni0", Target: Masquerade()}, "an input interface in PREROUTING and FORWARD only"},
 		{Rule{Chain: Prerouting, Out: "cni0", Target: Return()}, "no output interface in PREROUTING"},
 		{Rule{Chain: Prerouting, NotOut: "cni0", Target: Return()}, "no output interface in PREROUTING"},
 		{Rule{Chain: Postrouting, Out: "eth0", NotOut: "cni0", Target: Return()}, "both asked for and excluded"},
@@ -70,7 +72,9 @@ func TestRuleCheck(t *testing.T) {
 		{Rule{Chain: Prerouting, DestinationPort: 80, Target: Return()}, "a port needs a protocol"},
 		{Rule{Chain: Prerouting, Target: Redirect(80)}, "a new port needs a protocol"},
 		{Rule{Chain: Prerouting, Protocol: TCP, Target: Redirect(0)}, "port is 0"},
-		{Rule{Chain: Postrouting, Protocol: TCP, Target: Redirect(80)}, "cannot be changed in POSTROUTING"},
+		{Rule{Chain: Postrouting, Protocol: TCP, Target: Redirect(80)}, "in PREROUTING and OUTPUT only"},
+		{Rule{Chain: Forward, Protocol: TCP, Target: DNAT(netip.MustParseAddrPort("10.42.0.7:80"))}, "in PREROUTING and OUTPUT only"},
+		{Rule{Chain: Prerouting, In: "cni0", Target: Drop()}, "in FORWARD only"},
 		{Rule{Chain: Output, Protocol: TCP, Target: SNAT(uplink)}, "in POSTROUTING only"},
 		{Rule{Chain: Postrouting, Protocol: TCP, Target: SNAT(netip.Addr{})}, "not an IPv4 address"},
 		{Rule{Chain: Prerouting, Protocol: TCP, Target: DNAT(netip.MustParseAddrPort("[fd00::1]:80"))}, "not an IPv4 address"},

@@ -48,25 +48,26 @@ const (
 // A pointer has 8 bytes, or this does not compile.
 var _ [unsafe.Sizeof(uintptr(0)) - 8]struct{}
 
-var tableName = [tableNameLength]byte{'n', 'a', 't'}
-
-// socket is where ip_tables are read and written.
-type socket int
-
-func openSocket() (socket, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
-	if err != nil {
-		return -1, fmt.Errorf("open a raw socket: %w", err)
-	}
-	return socket(fd), nil
+// socket is where a table of ip_tables is read and written.
+type socket struct {
+	fd    int
+	table string // its name
 }
 
-func (s socket) close() { unix.Close(int(s)) }
+func openSocket(table string) (socket, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	if err != nil {
+		return socket{}, fmt.Errorf("open a raw socket: %w", err)
+	}
+	return socket{fd, table}, nil
+}
+
+func (s socket) close() { unix.Close(s.fd) }
 
 // get asks for an option whose value has a name or size in its beginning.
 func (s socket) get(option int, value []byte) error {
 	size := uint32(len(value))
-	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(s), unix.IPPROTO_IP, uintptr(option),
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(s.fd), unix.IPPROTO_IP, uintptr(option),
 		uintptr(unsafe.Pointer(&value[0])), uintptr(unsafe.Pointer(&size)), 0)
 	if errno != 0 {
 		return errno
@@ -75,7 +76,7 @@ func (s socket) get(option int, value []byte) error {
 }
 
 func (s socket) set(option int, value []byte) error {
-	_, _, errno := unix.Syscall6(unix.SYS_SETSOCKOPT, uintptr(s), unix.IPPROTO_IP, uintptr(option),
+	_, _, errno := unix.Syscall6(unix.SYS_SETSOCKOPT, uintptr(s.fd), unix.IPPROTO_IP, uintptr(option),
 		uintptr(unsafe.Pointer(&value[0])), uintptr(len(value)), 0)
 	if errno != 0 {
 		return errno
@@ -83,7 +84,7 @@ func (s socket) set(option int, value []byte) error {
 	return nil
 }
 
-// readTable reads the table nat. Linux answers EAGAIN if it has changed size after
+// readTable reads the table. Linux answers EAGAIN if it has changed size after
 // its size was told.
 func (s socket) readTable() (*table, error) {
 	for range attempts {
@@ -96,11 +97,11 @@ func (s socket) readTable() (*table, error) {
 		}
 		t, err := decode(l, data)
 		if err != nil {
-			return nil, fmt.Errorf("read table nat: %w", err)
+			return nil, fmt.Errorf("read table %s: %w", s.table, err)
 		}
 		return t, nil
 	}
-	return nil, fmt.Errorf("read table nat: it changes all the time: %w", unix.EAGAIN)
+	return nil, fmt.Errorf("read table %s: it changes all the time: %w", s.table, unix.EAGAIN)
 }
 
 func (s socket) readEntries() (layout, []byte, error) {
@@ -110,19 +111,19 @@ func (s socket) readEntries() (layout, []byte, error) {
 	}
 	l := decodeInfo(info)
 	entries := make([]byte, getEntriesSize+int(l.size))
-	copy(entries, tableName[:])
+	copy(entries, s.table)
 	binary.NativeEndian.PutUint32(entries[tableNameLength:], l.size)
 	if err := s.get(getEntries, entries); err != nil {
-		return layout{}, nil, fmt.Errorf("read %d bytes of table nat (IPT_SO_GET_ENTRIES): %w", l.size, err)
+		return layout{}, nil, fmt.Errorf("read %d bytes of table %s (IPT_SO_GET_ENTRIES): %w", l.size, s.table, err)
 	}
 	return l, entries[getEntriesSize:], nil
 }
 
 func (s socket) readInfo() ([]byte, error) {
 	info := make([]byte, infoSize)
-	copy(info, tableName[:])
+	copy(info, s.table)
 	if err := s.get(getInfo, info); err != nil {
-		return nil, fmt.Errorf("read what table nat has (IPT_SO_GET_INFO): %w", err)
+		return nil, fmt.Errorf("read what table %s has (IPT_SO_GET_INFO): %w", s.table, err)
 	}
 	return info, nil
 }
@@ -137,7 +138,7 @@ func decodeInfo(info []byte) layout {
 	return l
 }
 
-// writeTable replaces the table nat at once. Linux answers EAGAIN if the number of
+// writeTable replaces the table at once. Linux answers EAGAIN if the number of
 // entries is not the one that was read.
 func (s socket) writeTable(t *table) error {
 	l, data := t.encode()
@@ -150,7 +151,7 @@ func (s socket) writeTable(t *table) error {
 
 	replace := make([]byte, replaceSize, replaceSize+len(data))
 	put := func(at int, value uint32) { binary.NativeEndian.PutUint32(replace[at:], value) }
-	copy(replace, tableName[:])
+	copy(replace, s.table)
 	put(tableNameLength, l.validHooks)
 	put(replaceEntries, l.entries)
 	put(replaceLength, l.size)
@@ -161,7 +162,7 @@ func (s socket) writeTable(t *table) error {
 	put(replaceNumCounters, t.layout.entries)
 	binary.NativeEndian.PutUint64(replace[replaceCounters:], uint64(uintptr(unsafe.Pointer(&old[0]))))
 	if err := s.set(setReplace, append(replace, data...)); err != nil {
-		return fmt.Errorf("write table nat of %d entries, %d bytes (IPT_SO_SET_REPLACE): %w", l.entries, l.size, err)
+		return fmt.Errorf("write table %s of %d entries, %d bytes (IPT_SO_SET_REPLACE): %w", s.table, l.entries, l.size, err)
 	}
 	return s.addCounters(t, old)
 }
@@ -169,7 +170,7 @@ func (s socket) writeTable(t *table) error {
 // addCounters gives the entries that were in the old table their counters back.
 func (s socket) addCounters(t *table, old []byte) error {
 	value := make([]byte, countersHeader+len(t.entries)*countersSize)
-	copy(value, tableName[:])
+	copy(value, s.table)
 	binary.NativeEndian.PutUint32(value[tableNameLength:], uint32(len(t.entries)))
 	counted := false
 	for i, e := range t.entries {
@@ -184,7 +185,7 @@ func (s socket) addCounters(t *table, old []byte) error {
 		return nil
 	}
 	if err := s.set(setAddCounters, value); err != nil {
-		return fmt.Errorf("add the counters that table nat had (IPT_SO_SET_ADD_COUNTERS): %w", err)
+		return fmt.Errorf("add the counters that table %s had (IPT_SO_SET_ADD_COUNTERS): %w", s.table, err)
 	}
 	return nil
 }

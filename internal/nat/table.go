@@ -18,7 +18,7 @@ type layout struct {
 const hooks = 5 // NF_INET_NUMHOOKS
 
 // hookOf are the numbers of the hooks.
-var hookOf = map[Chain]int{Prerouting: 0, Output: 3, Postrouting: 4}
+var hookOf = map[Chain]int{Prerouting: 0, Forward: 2, Output: 3, Postrouting: 4}
 
 // table is a table of ip_tables. What it holds as offsets is kept as references
 // here, so that entries can be put in and taken out: in the encoded form each of

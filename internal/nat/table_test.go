@@ -24,7 +24,7 @@ func TestCapture(t *testing.T) {
 	if *capture == "" {
 		t.Skip("there is no flag -capture")
 	}
-	s, err := openSocket()
+	s, err := openSocket("nat")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +91,7 @@ func TestInstallUninstall(t *testing.T) {
 				t.Fatal(err)
 			}
 			edited := decodeCaptured(t, data)
-			for _, c := range chains {
+			for _, c := range tables[0].chains {
 				if err := edited.install(c, sorted[c]); err != nil {
 					t.Fatal(err)
 				}
@@ -101,11 +101,11 @@ func TestInstallUninstall(t *testing.T) {
 			if err != nil {
 				t.Fatalf("with our rules: %v", err)
 			}
-			if err := verify(edited, sorted); err != nil {
+			if err := verify(edited, tables[0].chains, sorted); err != nil {
 				t.Error(err)
 			}
 			sameJumps(t, original, edited)
-			for _, c := range chains {
+			for _, c := range tables[0].chains {
 				if err := edited.uninstall(c); err != nil {
 					t.Fatal(err)
 				}
@@ -147,7 +147,7 @@ func sameJumps(t *testing.T, before, after *table) {
 
 // ours reports whether an entry is one of ours: in our chains, or a jump to them.
 func ours(t *table, e *entry) bool {
-	for _, c := range chains {
+	for _, c := range tables[0].chains {
 		start, end, ok := t.userChain(ownName(c))
 		if ok && (slices.Contains(t.entries[start:end], e) || e.to == t.entries[start+1]) {
 			return true

@@ -239,15 +239,19 @@ func originalDestination(conn *net.TCPConn) string {
 
 // ask returns what a server answers, or the error.
 func (n *namespace) ask(network, address string) string {
+	return n.askWithin(patience, network, address)
+}
+
+func (n *namespace) askWithin(limit time.Duration, network, address string) string {
 	var answer string
 	err := n.do(func() error {
-		dialer := net.Dialer{Timeout: patience}
+		dialer := net.Dialer{Timeout: limit}
 		conn, err := dialer.Dial(network, address)
 		if err != nil {
 			return err
 		}
 		defer conn.Close()
-		conn.SetDeadline(time.Now().Add(patience))
+		conn.SetDeadline(time.Now().Add(limit))
 		if network == "udp4" {
 			if _, err := conn.Write([]byte("?")); err != nil {
 				return err
@@ -320,6 +324,41 @@ func TestTraffic(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// What one device brings and another one is to take is not passed on; what is for the node
+// arrives.
+func TestDrop(t *testing.T) {
+	needRoot(t)
+	rules := []Rule{{Chain: Forward, In: "cni0", Out: "eth0", Target: Drop()}}
+	for _, backend := range Backends() {
+		t.Run(backend.String(), func(t *testing.T) {
+			if err := Supports(backend, rules); err != nil {
+				t.Skipf("this kernel does not take the rules: %v", err)
+			}
+			c := newCluster(t)
+			c.outside.servePackets(t, "outside", 53)
+			c.node.servePackets(t, "node", 53)
+			asks := func(when, address, want string) {
+				t.Helper()
+				if got := c.pod.ask("udp4", address); !strings.Contains(got, want) {
+					t.Errorf("%s: got %q, want %q in it", when, got, want)
+				}
+			}
+			asks("without the rules", "192.0.2.1:53", "outside from 10.42.0.2")
+			if err := c.node.do(func() error { return backend.Apply(rules) }); err != nil {
+				t.Fatal(err)
+			}
+			if got := c.pod.askWithin(300*time.Millisecond, "udp4", "192.0.2.1:53"); !strings.Contains(got, "i/o timeout") {
+				t.Errorf("with the rules the outside answers: %s", got)
+			}
+			asks("to the node", "10.42.0.1:53", "node from 10.42.0.2")
+			if err := c.node.do(backend.Remove); err != nil {
+				t.Fatal(err)
+			}
+			asks("after Remove", "192.0.2.1:53", "outside from 10.42.0.2")
+		})
 	}
 }
 
