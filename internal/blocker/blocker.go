@@ -127,7 +127,7 @@ func All() []Blocker {
 		littleMemory, foreignPlaces, sharedMemory, sockets, podNetwork,
 		cgroupMounts, cgroupV1, kmsg, mountPropagation, diskThresholds, cniPlugins, overlayfs,
 		cgroupFiles, rootFilesystem, tunables,
-		seccomp, tmpfsOptions, oomScore, terminals, fewIDs, unprivilegedPorts, linkKind, bridgePort, preferredSource, masquerade, services, memoryLimits,
+		seccomp, tmpfsOptions, oomScore, terminals, fewIDs, unprivilegedPorts, linkKind, bridgePort, preferredSource, masquerade, services, bridged, memoryLimits,
 	}
 }
 

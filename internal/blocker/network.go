@@ -3,8 +3,10 @@ package blocker
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"k3s9p/internal/config"
+	"k3s9p/internal/nat"
 	"k3s9p/internal/probe"
 )
 
@@ -81,5 +83,39 @@ var services = Blocker{
 	Decide: func(_ context.Context, d *decision) {
 		d.settings().Network.Services = config.ServiceProxy
 		d.choose(Services, "a proxy in userspace: pods see the node's address instead of the client's")
+	},
+}
+
+var bridged = Blocker{
+	ID:      "bridged",
+	Title:   "a bridge that takes packets between pods as its own",
+	Symptom: "connection reset by peer",
+	Source:  "gVisor pkg/tcpip/stack/bridge.go, DeliverNetworkPacket: what one port has got for another goes to the bridge's own network stack too, and that forwards it once more, so that each packet arrives twice",
+	Remedy:  Setting,
+	Check: func(ctx context.Context, _ *Host) (Answer, string) {
+		if err := probe.Bridge(ctx); err != nil {
+			return unclear(err)
+		}
+		return seen(probe.Bridged(ctx), "a frame from one port of a bridge to another went there only")
+	},
+	Decide: func(ctx context.Context, d *decision) {
+		network := &d.settings().Network
+		if network.Services != config.ServiceProxy {
+			d.choose(Bridge, "packets between pods arrive twice, and some connections are reset: what kube-proxy sends to pods is forwarded from the bridge to itself")
+			return
+		}
+		backend, err := firstBackend(ctx, func(ctx context.Context, b nat.Backend) error {
+			if other := network.Egress.Backend; other != "" && other != b.String() {
+				return fmt.Errorf("the rules for egress are those of %s", other)
+			}
+			return probe.DropBridged(ctx, b)
+		})
+		if err != nil {
+			d.reason += "; " + oneLine(err)
+			d.choose(Bridge, "packets between pods arrive twice, and some connections are reset")
+			return
+		}
+		network.Bridged = backend.String()
+		d.choose(Bridge, "nothing is forwarded from it to itself, by a rule of "+backend.String())
 	},
 }

@@ -186,11 +186,12 @@ func (d *decision) mount(m maker) {
 	d.actions = append(d.actions, m.String())
 }
 
-// The subjects of the choices that every plan has.
+// The subjects of the choices. Every plan has them, but for Bridge.
 const (
 	Images   = "images"
 	Egress   = "egress"
 	Services = "Services"
+	Bridge   = "bridge"
 	Eviction = "eviction"
 )
 

@@ -79,6 +79,9 @@ type Network struct {
 	// plugin's default.
 	State  string `json:"state,omitempty"`
 	Egress Egress `json:"egress"`
+	// Bridged names what takes the rule that nothing is forwarded from the bridge to itself
+	// (nat.Backend); empty where the kernel needs none.
+	Bridged string `json:"bridged,omitempty"`
 	// Services is what serves them: ServiceProxy, or a mode of kube-proxy (nftables,
 	// iptables).
 	Services string `json:"services"`

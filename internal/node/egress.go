@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,14 +49,14 @@ func findUplink() (*nat.Uplink, error) {
 	return &nat.Uplink{Name: link.Attrs().Name, Address: address}, nil
 }
 
-// openEgress lets pods out, as planned. The bridge has to be there.
+// openEgress lets pods out, and keeps packets between them from being forwarded, as planned.
+// The bridge has to be there.
 func (n *Node) openEgress(context.Context) error {
-	egress := n.plan.Settings.Network.Egress
+	network := n.plan.Settings.Network
 	var rules []nat.Rule
-	switch egress.Way {
+	switch network.Egress.Way {
 	case config.NoEgress:
 		n.log.Warn("pods reach nothing outside of the cluster")
-		return nil
 	case config.Masquerade:
 		rules = nat.MasqueradePods(Bridge, n.cluster.PodCIDR(), n.cluster.ClusterCIDR)
 	case config.Proxy:
@@ -70,10 +71,19 @@ func (n *Node) openEgress(context.Context) error {
 		}
 		rules = nat.ProxyPods(Bridge, n.cluster.ServiceCIDR, proxy.Addr().Port(), n.cluster.PodCIDR(), n.cluster.ClusterCIDR, up)
 	}
-	change := newNatChange(egress.Backend)
+	if network.Bridged != "" {
+		rules = append(rules, nat.Bridged(Bridge)...)
+	}
+	if len(rules) == 0 {
+		return nil
+	}
+	change := newNatChange(backendOf(network))
 	change.rules = rules
 	return n.paths.journal().Make(rulesRecord, change)
 }
+
+// backendOf is what takes the rules, if there are any: it is one for all of them.
+func backendOf(network config.Network) string { return cmp.Or(network.Egress.Backend, network.Bridged) }
 
 // natChange is the record of rules; which they are the kernel knows.
 type natChange struct {

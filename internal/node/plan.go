@@ -73,8 +73,12 @@ func makePlan(ctx context.Context, p Paths, c Cluster, o Options, h *blocker.Hos
 	default:
 		plan.Change(forwardRecord, before, "packets pass between pods and the world")
 	}
-	if egress := plan.Settings.Network.Egress; egress.Way != config.NoEgress {
-		plan.Change(rulesRecord, journal.Again(j, rulesRecord, newNatChange(egress.Backend)), "pods reach what is outside of the cluster: "+plan.Value(blocker.Egress))
+	if backend := backendOf(plan.Settings.Network); backend != "" {
+		reason := "pods reach what is outside of the cluster: " + plan.Value(blocker.Egress)
+		if plan.Settings.Network.Bridged != "" {
+			reason += "; the bridge: " + plan.Value(blocker.Bridge)
+		}
+		plan.Change(rulesRecord, journal.Again(j, rulesRecord, newNatChange(backend)), reason)
 	}
 	switch mode := plan.Settings.Network.Services; {
 	case !o.has(servicesAddOn):

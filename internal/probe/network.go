@@ -20,19 +20,27 @@ func inNetwork(ctx context.Context, name string, args ...string) error {
 // not lock /dev/null instead.
 func ownLock() { _ = unix.Mount("tmpfs", "/run", "tmpfs", 0, "") }
 
-// pair makes two connected veth devices and returns one. Of which Go type it is
-// says nothing: a gVisor of before 2026 sends no kind (IFLA_INFO_KIND) of a link.
+// pair makes two connected veth devices and returns one.
 func pair() (netlink.Link, error) {
+	link, _, err := veth("k3s9p-a", "k3s9p-b")
+	return link, err
+}
+
+// veth makes two connected veth devices. Of which Go type they are says nothing: a gVisor
+// of before 2026 sends no kind (IFLA_INFO_KIND) of a link.
+func veth(name, peerName string) (link, peer netlink.Link, err error) {
 	attributes := netlink.NewLinkAttrs()
-	attributes.Name = "k3s9p-a"
-	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attributes, PeerName: "k3s9p-b"}); err != nil {
-		return nil, fmt.Errorf("make a veth pair: %w", err)
+	attributes.Name = name
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attributes, PeerName: peerName}); err != nil {
+		return nil, nil, fmt.Errorf("make a veth pair: %w", err)
 	}
-	link, err := netlink.LinkByName(attributes.Name)
+	if link, err = netlink.LinkByName(name); err == nil {
+		peer, err = netlink.LinkByName(peerName)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("find a veth device: %w", err)
+		return nil, nil, fmt.Errorf("find a veth device: %w", err)
 	}
-	return link, nil
+	return link, peer, nil
 }
 
 // Bridge makes a bridge with a port: what a pod network needs at least.

@@ -20,6 +20,7 @@ import (
 var (
 	nodeEnd  = netip.MustParseAddr("192.0.2.1")
 	farEnd   = netip.MustParseAddr("192.0.2.2")
+	otherEnd = netip.MustParseAddr("192.0.2.3")
 	pod      = netip.MustParseAddr("198.51.100.2")
 	pods     = netip.PrefixFrom(pod, 24).Masked()
 	farther  = netip.MustParseAddr("203.0.113.1")
@@ -135,18 +136,9 @@ func betweenNetworks(f func(far within) error) error {
 	if err != nil {
 		return unclearly("find the network namespace", err)
 	}
-	there, err := netns.New()
+	there, far, err := otherNetwork(here)
 	if err != nil {
 		return unclearly("make a second network namespace", err)
-	}
-	far := func(f func() error) error {
-		if err := netns.Set(there); err != nil {
-			return err
-		}
-		return errors.Join(f(), netns.Set(here))
-	}
-	if err := netns.Set(here); err != nil {
-		return unclearly("go back to the network namespace", err)
 	}
 	if err := connect(there, far); err != nil {
 		return unclearly("connect two network namespaces", err)
@@ -154,12 +146,22 @@ func betweenNetworks(f func(far within) error) error {
 	return f(far)
 }
 
-func connect(there netns.NsHandle, far within) error {
-	link, err := pair()
-	if err != nil {
-		return err
+// otherNetwork makes another network namespace than the thread's, which is here.
+func otherNetwork(here netns.NsHandle) (there netns.NsHandle, far within, err error) {
+	if there, err = netns.New(); err != nil {
+		return there, nil, err
 	}
-	peer, err := netlink.LinkByName("k3s9p-b")
+	far = func(f func() error) error {
+		if err := netns.Set(there); err != nil {
+			return err
+		}
+		return errors.Join(f(), netns.Set(here))
+	}
+	return there, far, netns.Set(here)
+}
+
+func connect(there netns.NsHandle, far within) error {
+	link, peer, err := veth(nodeLink, "k3s9p-b")
 	if err != nil {
 		return err
 	}

@@ -65,6 +65,8 @@ var children = map[string]func(args []string) error{
 	"proxy-pods":       func(args []string) error { return backendOf(args[0], proxiedPackets) },
 	"kube-proxy":       func(args []string) error { return kubeProxyPackets(args[0]) },
 	"bridge":           func([]string) error { return bridge() },
+	"bridged":          func([]string) error { return bridged() },
+	"drop-bridged":     func(args []string) error { return backendOf(args[0], dropBridged) },
 	"hairpin":          func([]string) error { return hairpinOption() },
 	"link-kind":        func([]string) error { return linkKind() },
 	"preferred-source": func([]string) error { return preferredSource() },

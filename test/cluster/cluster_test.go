@@ -32,7 +32,7 @@ func (c *Cluster) pods() []corev1.Pod {
 func TestCheck(t *testing.T) {
 	c := Start(t, gvisor.Options{})
 	here := []string{"cgroup-v1", "kmsg", "mount-propagation", "disk-thresholds", "cgroup-files", "root-filesystem", "tunables",
-		"unprivileged-ports", "bridge-port", "preferred-source", "masquerade", "services", "memory-limits"}
+		"unprivileged-ports", "bridge-port", "preferred-source", "masquerade", "services", "bridged", "memory-limits"}
 	if gvisor.Old() {
 		here = append(here, "overlayfs", "tmpfs-options", "link-kind")
 	}
@@ -82,6 +82,16 @@ func everything(t *testing.T, options gvisor.Options) {
 			if answer, err := c.AskPod(pods[0], "/get?url=http://"+pod.Status.PodIP+":8080/"); err != nil || answer != pod.Name {
 				t.Errorf("the pod %s answers another pod with %q, %v", pod.Name, answer, err)
 			}
+		}
+	})
+	t.Run("what a pod sends to another arrives once", func(t *testing.T) {
+		to := pods[1].Status.PodIP + ":8080"
+		if answer, err := c.AskPod(pods[0], "/datagram?text=hello&to="+to); err != nil || answer != pods[1].Name {
+			t.Errorf("the pod %s answers a datagram of another pod with %q, %v", pods[1].Name, answer, err)
+		}
+		answers, err := c.AskPod(pods[0], "/load?s=5&url=http://"+to+"/")
+		if lines := strings.Split(strings.TrimSpace(answers), "\n"); err != nil || len(lines) != 2 || !strings.HasSuffix(lines[1], " "+pods[1].Name) {
+			t.Errorf("the pod %s answers another pod's connections with %s, %v", pods[1].Name, answers, err)
 		}
 	})
 	t.Run("egress", func(t *testing.T) { c.egress(t, pods) })

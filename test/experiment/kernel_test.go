@@ -1,9 +1,12 @@
 package experiment
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
 
 	"k3s9p/internal/blocker"
 	"k3s9p/internal/proof/contract"
@@ -87,5 +90,37 @@ func TestNetwork(t *testing.T) {
 			t.Fatalf("ip link add … type vxlan: %v: %s", err, output)
 		}
 		s.Evidence, s.Result = "ip link add flannel.1 type vxlan, as flannel does", report.Reproduced
+	})
+	bridged := find(t, "bridged")
+	run(t, of(bridged.ID, report.Extra, bridged), func(t *testing.T, s *step) {
+		c.Apply("web", cluster.Web(2, ""))
+		c.Kubectl("rollout", "status", "deployment/web", "--timeout=60s")
+		var pods corev1.PodList
+		c.Get(&pods, "pods", "--selector=app=web")
+		from, to := pods.Items[0], pods.Items[1].Status.PodIP+":8080"
+		ask := func(path string) string {
+			answer, err := c.AskPod(from, path+to)
+			if err != nil {
+				t.Fatalf("the pod %s: %v: %s", from.Name, err, answer)
+			}
+			return answer
+		}
+		count := func() int { return strings.Count(ask("/datagram?text=hello&to="), pods.Items[1].Name) }
+		const jump = "K3S9P-FORWARD"
+		c.Must("iptables-legacy", "-D", "FORWARD", "-j", jump)
+		before := count()
+		c.Await("a connection between two pods that is reset", 2*time.Minute, func() bool {
+			s.Seen = bridged.Symptom.In(ask("/load?s=5&url=http://"))
+			return s.Seen != ""
+		})
+		c.Must("iptables-legacy", "-I", "FORWARD", "-j", jump)
+		if after := count(); before == 1 || after != 1 {
+			t.Fatalf("a datagram from pod to pod is answered %d times, and %d times with the rule", before, after)
+		}
+		if seen := bridged.Symptom.In(ask("/load?s=10&url=http://")); seen != "" {
+			t.Fatalf("with the rule: %s", seen)
+		}
+		s.Evidence = fmt.Sprintf("a datagram from pod to pod is answered %d times, and once with the rule", before)
+		s.Fix, s.Result = "nothing is forwarded from the bridge to itself", report.Reproduced
 	})
 }

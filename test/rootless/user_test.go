@@ -43,7 +43,7 @@ func TestUser(t *testing.T) {
 			}
 		}
 		here := []string{"places", "cgroup-mounts", "cgroup-v1", "kmsg", "mount-propagation", "disk-thresholds", "overlayfs", "cgroup-files", "tunables",
-			"terminals", "ids", "unprivileged-ports", "bridge-port", "preferred-source", "masquerade", "services"}
+			"terminals", "ids", "unprivileged-ports", "bridge-port", "preferred-source", "masquerade", "services", "bridged"}
 		if gvisor.Old() { // and its root is on 9p
 			here = append(here, "root-filesystem", "tmpfs-options", "link-kind")
 		}

@@ -26,7 +26,7 @@
 //	/used             the seconds of processor time that it has used
 //	/load?url=U&s=N   what U answers for N seconds, again and again: see load
 //	/enough?s=N       ends that in N seconds at the latest
-//	/datagram?to=A&text=T   what a UDP server answers
+//	/datagram?to=A&text=T   what a UDP server answers to one datagram, a line for each answer
 //	/bytes?mib=N      N MiB
 //	/receive          how many bytes were sent to it
 //	/download?url=U   bytes and seconds of a download, by the pod
@@ -312,6 +312,10 @@ func datagram(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	_, _ = w.Write(answer[:n])
+	_ = conn.SetDeadline(time.Now().Add(300 * time.Millisecond))
+	for n, err := conn.Read(answer); err == nil; n, err = conn.Read(answer) {
+		_, _ = fmt.Fprintf(w, "\n%s", answer[:n])
+	}
 }
 
 // zeros reads as so many MiB.

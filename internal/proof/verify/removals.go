@@ -42,6 +42,7 @@ var removals = []removal{
 	{fix("places"), whole("rootless", today, "TestUser"), "symlink /dev/null /dev/kmsg: permission denied"},
 	{fix("masquerade"), whole("cluster", today, "TestCluster"), "nat: apply rules with nftables…protocol not supported"},
 	{fix("services"), whole("cluster", today, "TestCluster"), "could not run nftables command…Protocol not supported"},
+	{fix("bridged"), whole("cluster", today, "TestCluster"), "answers a datagram of another pod with"},
 	{fix("oom-score"), whole("native", today, "TestNative"), symptom("oom-score")},
 	{fix("cgroup-mounts"), alone("cluster", today, "TestOtherSandboxes/no_cgroups_mounted"), "there is no hierarchy of cgroups"},
 
@@ -56,6 +57,7 @@ var removals = []removal{
 	{check("tunables"), whole("experiment", today, "TestOneCauseAtATime/cause-cadvisor"), blind("tunables")},
 	{check("places"), whole("rootless", today, "TestUser"), "symlink /dev/null /dev/kmsg: permission denied"},
 	{check("services"), whole("cluster", today, "TestCluster"), "could not run nftables command…Protocol not supported"},
+	{check("bridged"), whole("cluster", today, "TestCluster"), "answers a datagram of another pod with"},
 	{check("oom-score"), whole("native", today, "TestNative"), symptom("oom-score")},
 	{check("cgroup-mounts"), alone("cluster", today, "TestOtherSandboxes/no_cgroups_mounted"), "there is no hierarchy of cgroups"},
 	{check("memory"), alone("poor", today, "TestLittleMemory"), "[check] gives <nil>"},
