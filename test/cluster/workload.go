@@ -9,7 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// Probe, of a container in YAML, makes its pod ready when its server answers, as the pods of
+// Probe is a part of a container in YAML: its pod is ready when its server answers, as those of
 // [Web] are. Without one a pod is ready when its program has been started.
 const Probe = "readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, timeoutSeconds: 10}"
 
