@@ -164,12 +164,12 @@ func (s *Supervisor) Await(ctx context.Context, condition func(context.Context) 
 }
 
 // ended returns an error if one of the named programs has ended and is not started
-// anew.
+// anew. One that is just being started has not.
 func (s *Supervisor) ended(names []string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range s.children {
-		if slices.Contains(names, c.Name) && c.state.PID == 0 && !s.keep {
+		if slices.Contains(names, c.Name) && c.state.PID == 0 && c.state.LastExit != "" && !s.keep {
 			return &EndedError{Name: c.Name, Exit: c.state.LastExit, Log: c.state.Log, Tail: tail(c.state.Log, 15)}
 		}
 	}

@@ -64,6 +64,15 @@ func TestAwaitNamesTheProgramThatEnded(t *testing.T) {
 	}
 }
 
+// A program that is just being started by somebody else has not ended.
+func TestAwaitDuringAStart(t *testing.T) {
+	s := New(t.TempDir(), slog.New(slog.DiscardHandler), nil)
+	s.children = append(s.children, &child{Program: Program{Name: "kine"}})
+	if err := s.Await(t.Context(), func(context.Context) error { return nil }, "kine"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAwaitTellsWhatWasMissingWhenTimeIsUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
