@@ -64,6 +64,24 @@ func TestStats(t *testing.T) {
 			t.Errorf("container_cpu_usage_seconds_total is %v, of at most %v", got, most)
 		}
 	})
+	t.Run("containerd's metrics", func(t *testing.T) {
+		id := strings.TrimPrefix(pod.Status.ContainerStatuses[0].ContainerID, "containerd://")
+		table := n.Must("ctr", "--address=/run/containerd/containerd.sock", "--namespace=k8s.io", "tasks", "metrics", id)
+		numbers := make(map[string]float64)
+		for line := range strings.Lines(table) {
+			if fields := strings.Fields(line); len(fields) == 2 {
+				numbers[fields[0]], _ = strconv.ParseFloat(fields[1], 64)
+			}
+		}
+		for name, most := range map[string]float64{
+			"memory.usage_in_bytes": meminfo(t, n)["MemTotal:"],
+			"cpuacct.usage":         float64(processors(t, n)) * uptime(t, n) * float64(time.Second),
+		} {
+			if got := numbers[name]; got <= 0 || got > most {
+				t.Errorf("the shim says that %s of the container is %v, of at most %v:\n%s", name, got, most, table)
+			}
+		}
+	})
 	t.Run("memory follows a load", func(t *testing.T) {
 		before := container(t, n)
 		if _, err := n.HTTP(pod, "/hold?mib=100"); err != nil {
