@@ -69,9 +69,9 @@ func kubernetesDistribution() distribution {
 		bound:     func(Paths) map[string]string { return nil },
 		settings:  func(*config.Settings, Paths) {},
 		fits:      noK3sArgs,
-		listening: []listener{{kubelet, ":10250"}, {kubelet, "127.0.0.1:10248"}},
+		listening: []listener{{kubelet, "tcp", ":10250"}, {kubelet, "tcp", "127.0.0.1:10248"}},
 		listeningServers: []listener{
-			{"kube-apiserver", fmt.Sprintf(":%d", port)}, {"metrics-server", fmt.Sprintf("127.0.0.1:%d", metricsPort)},
+			{"kube-apiserver", "tcp", fmt.Sprintf(":%d", port)}, {"metrics-server", "tcp", fmt.Sprintf("127.0.0.1:%d", metricsPort)},
 		},
 	}
 }

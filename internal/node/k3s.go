@@ -55,11 +55,11 @@ func k3sDistribution() distribution {
 		settings: func(s *config.Settings, p Paths) { s.Containerd.Root = p.k3s("agent", "containerd") },
 		fits:     fitsK3s,
 		listening: []listener{
-			{k3s, ":10250"}, {k3s, "127.0.0.1:10248"}, {k3s, "127.0.0.1:10010"},
+			{k3s, "tcp", ":10250"}, {k3s, "tcp", "127.0.0.1:10248"}, {k3s, "tcp", "127.0.0.1:10010"},
 		},
 		listeningServers: []listener{
-			{k3s, fmt.Sprintf(":%d", port)}, {k3s, fmt.Sprintf("127.0.0.1:%d", port+1)},
-			{k3s, "127.0.0.1:10257"}, {k3s, "127.0.0.1:10258"}, {k3s, "127.0.0.1:10259"},
+			{k3s, "tcp", fmt.Sprintf(":%d", port)}, {k3s, "tcp", fmt.Sprintf("127.0.0.1:%d", port+1)},
+			{k3s, "tcp", "127.0.0.1:10257"}, {k3s, "tcp", "127.0.0.1:10258"}, {k3s, "tcp", "127.0.0.1:10259"},
 		},
 	}
 }

@@ -166,7 +166,7 @@ func TestPlanOfK3s(t *testing.T) {
 		t.Error("the other distribution has the places of k3s")
 	}
 	ports := ownPorts(n.options, n.cluster)
-	if !slices.Contains(ports, listener{k3s, ":6443"}) || !slices.Contains(ports, listener{k3s, ":10250"}) || slices.ContainsFunc(ports, func(l listener) bool { return l.program != k3s }) {
+	if !slices.Contains(ports, listener{k3s, "tcp", ":6443"}) || !slices.Contains(ports, listener{k3s, "tcp", ":10250"}) || slices.ContainsFunc(ports, func(l listener) bool { return l.program != k3s }) {
 		t.Errorf("the ports are %v", ports)
 	}
 	if os.Geteuid() != 0 {

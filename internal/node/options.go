@@ -34,7 +34,7 @@ type Options struct {
 	Rootless string `json:"rootless,omitempty"`
 	// Network is NetworkNone, or empty.
 	Network string `json:"network,omitempty"`
-	// Publish are further ports of this machine, each [ADDRESS:]PORT:NODEPORT.
+	// Publish are further ports of this machine, each [ADDRESS:]PORT:NODEPORT[/udp].
 	Publish []string `json:"publish,omitempty"`
 	// Detach leaves the node running when it is Ready.
 	Detach bool `json:"detach,omitempty"`

@@ -68,10 +68,10 @@ func fits(o Options, c Cluster, rung Rung) error {
 }
 
 // listener is a port of a program.
-type listener struct{ program, address string }
+type listener struct{ program, network, address string }
 
 // published are the ports that a node in namespaces of its own has outside.
-var published = []listener{{"kube-apiserver", fmt.Sprintf(":%d", port)}}
+var published = []listener{{"kube-apiserver", "tcp", fmt.Sprintf(":%d", port)}}
 
 // ownPorts are those that the programs of a node listen at, on all addresses or on
 // loopback.
@@ -87,7 +87,7 @@ func ownPorts(_ Options, c Cluster) []listener {
 // freed by up.
 func portsFree(p Paths, ports []listener) error {
 	for _, l := range ports {
-		err := portFree(l.address)
+		err := portFree(l.network, l.address)
 		if err == nil {
 			continue
 		}
@@ -96,7 +96,7 @@ func portsFree(p Paths, ports []listener) error {
 		}
 		_, text, _ := net.SplitHostPort(l.address)
 		number, _ := strconv.Atoi(text)
-		pid, who := holder("tcp", number)
+		pid, who := holder(l.network, number)
 		if left, err := processes(p); err == nil && left[pid] != "" {
 			continue
 		}
@@ -109,11 +109,17 @@ func portsFree(p Paths, ports []listener) error {
 // here, holds it for a moment.
 const passing = 500 * time.Millisecond
 
-func portFree(address string) error {
+func portFree(network, address string) error {
 	for deadline := time.Now().Add(passing); ; time.Sleep(20 * time.Millisecond) {
-		listener, err := net.Listen("tcp", address)
+		var held io.Closer
+		var err error
+		if network == "udp" {
+			held, err = net.ListenPacket(network, address)
+		} else {
+			held, err = net.Listen(network, address)
+		}
 		if err == nil {
-			return listener.Close()
+			return held.Close()
 		}
 		if !errors.Is(err, unix.EADDRINUSE) || time.Now().After(deadline) {
 			return err

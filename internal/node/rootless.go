@@ -67,7 +67,7 @@ func (r Rung) ports(o Options, c Cluster) []listener {
 	}
 	publications, _ := o.publications() // they were checked
 	for _, p := range publications {
-		ports = append(slices.Clip(ports), listener{"--publish " + p.text, p.at.String()})
+		ports = append(slices.Clip(ports), listener{"--publish " + p.text, strings.ToLower(string(p.protocol)), p.at.String()})
 	}
 	return ports
 }

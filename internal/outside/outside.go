@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"syscall"
 	"time"
@@ -24,15 +25,18 @@ type request struct {
 	Address string `json:"address"`
 }
 
-// What can be asked for.
+// What can be asked for. Addresses are no socket: the answer has them.
 const (
-	dial   = "dial"
-	listen = "listen"
+	dial         = "dial"
+	listen       = "listen"
+	listenPacket = "listen for packets"
+	addresses    = "addresses"
 )
 
 // answer comes with the socket, or with an error.
 type answer struct {
-	Error string `json:"error,omitempty"`
+	Error     string       `json:"error,omitempty"`
+	Addresses []netip.Addr `json:"addresses,omitempty"`
 }
 
 // message is the largest one, in bytes.
@@ -92,13 +96,36 @@ func Serve(inside *net.UnixConn, explain Explain) {
 }
 
 func serve(reply *net.UnixConn, data []byte, explain Explain) {
-	socket, err := open(data, explain)
-	if err != nil {
-		_ = send(reply, answer{Error: err.Error()}, nil) // who has asked may be gone
-		return
+	var r request
+	err := json.Unmarshal(data, &r)
+	var a answer
+	var opened socket
+	switch {
+	case err != nil:
+		err = fmt.Errorf("understand a request: %w", err)
+	case r.Do == addresses:
+		a.Addresses, err = own()
+	default:
+		if opened, err = open(r, explain); err == nil {
+			defer opened.Close()
+		}
 	}
-	defer socket.Close()
-	_ = send(reply, answer{}, socket)
+	if err != nil {
+		a, opened = answer{Error: err.Error()}, nil
+	}
+	_ = send(reply, a, opened) // who has asked may be gone
+}
+
+// own are the IPv4 addresses of this network.
+func own() ([]netip.Addr, error) {
+	all, err := net.InterfaceAddrs()
+	var found []netip.Addr
+	for _, address := range all {
+		if prefix, err := netip.ParsePrefix(address.String()); err == nil && prefix.Addr().Is4() {
+			found = append(found, prefix.Addr())
+		}
+	}
+	return found, err
 }
 
 // socket is a connection or a listener.
@@ -107,11 +134,7 @@ type socket interface {
 	Close() error
 }
 
-func open(data []byte, explain Explain) (socket, error) {
-	var r request
-	if err := json.Unmarshal(data, &r); err != nil {
-		return nil, fmt.Errorf("understand a request: %w", err)
-	}
+func open(r request, explain Explain) (socket, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
 	defer cancel()
 	var opened any
@@ -121,6 +144,8 @@ func open(data []byte, explain Explain) (socket, error) {
 		opened, err = new(net.Dialer).DialContext(ctx, r.Network, r.Address)
 	case listen:
 		opened, err = new(net.ListenConfig).Listen(ctx, r.Network, r.Address)
+	case listenPacket:
+		opened, err = new(net.ListenConfig).ListenPacket(ctx, r.Network, r.Address)
 	default:
 		err = fmt.Errorf("nobody knows how to %q", r.Do)
 	}
@@ -160,7 +185,7 @@ func (n *Network) Gone() <-chan struct{} { return n.gone }
 // Dial connects from outside. The network and the address are those of [net.Dial]; an
 // address is no name.
 func (n *Network) Dial(ctx context.Context, network, address string) (net.Conn, error) {
-	file, err := n.ask(ctx, request{dial, network, address})
+	_, file, err := n.ask(ctx, request{dial, network, address})
 	if err != nil {
 		return nil, err
 	}
@@ -168,9 +193,25 @@ func (n *Network) Dial(ctx context.Context, network, address string) (net.Conn, 
 	return net.FileConn(file)
 }
 
+// Addresses are the IPv4 addresses that this process would have outside.
+func (n *Network) Addresses(ctx context.Context) ([]netip.Addr, error) {
+	a, _, err := n.ask(ctx, request{Do: addresses})
+	return a.Addresses, err
+}
+
+// ListenPacket listens outside for packets.
+func (n *Network) ListenPacket(ctx context.Context, network, address string) (net.PacketConn, error) {
+	_, file, err := n.ask(ctx, request{listenPacket, network, address})
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	return net.FilePacketConn(file)
+}
+
 // Listen listens outside.
 func (n *Network) Listen(ctx context.Context, network, address string) (net.Listener, error) {
-	file, err := n.ask(ctx, request{listen, network, address})
+	_, file, err := n.ask(ctx, request{listen, network, address})
 	if err != nil {
 		return nil, err
 	}
@@ -178,17 +219,18 @@ func (n *Network) Listen(ctx context.Context, network, address string) (net.List
 	return net.FileListener(file)
 }
 
-// ask sends a request and waits for the socket.
-func (n *Network) ask(ctx context.Context, r request) (*os.File, error) {
+// ask sends a request and waits for the answer, with the socket unless it is about
+// addresses.
+func (n *Network) ask(ctx context.Context, r request) (answer, *os.File, error) {
 	reply, theirs, err := Pair()
 	if err != nil {
-		return nil, err
+		return answer{}, nil, err
 	}
 	defer reply.Close()
 	err = send(n.conn, r, theirs)
 	theirs.Close()
 	if err != nil {
-		return nil, fmt.Errorf("ask for a socket outside: %w", err)
+		return answer{}, nil, fmt.Errorf("ask for a socket outside: %w", err)
 	}
 	defer context.AfterFunc(ctx, func() { reply.Close() })()
 	data, file, err := receive(reply)
@@ -204,15 +246,15 @@ func (n *Network) ask(ctx context.Context, r request) (*os.File, error) {
 		err = fmt.Errorf("%s %s %s outside: %w", r.Do, r.Network, r.Address, err)
 	case a.Error != "":
 		err = errors.New(a.Error)
-	case file == nil:
+	case file == nil && r.Do != addresses:
 		err = fmt.Errorf("%s %s %s outside: there came no socket", r.Do, r.Network, r.Address)
 	default:
-		return file, nil
+		return a, file, nil
 	}
 	if file != nil {
 		file.Close()
 	}
-	return nil, err
+	return answer{}, nil, err
 }
 
 // send sends a value, with a socket if there is one.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -62,6 +64,33 @@ func TestSocketsArePassed(t *testing.T) {
 	}
 }
 
+func TestPacketSocketsArePassed(t *testing.T) {
+	n, _ := use(t)
+	addresses, err := n.Addresses(t.Context())
+	if err != nil || !slices.Contains(addresses, netip.MustParseAddr("127.0.0.1")) {
+		t.Fatalf("the addresses outside are %v, %v", addresses, err)
+	}
+	server, err := n.ListenPacket(t.Context(), "udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	if _, ok := server.(*net.UDPConn); !ok {
+		t.Fatalf("a listener for packets is %T", server)
+	}
+	client, err := n.Dial(t.Context(), "udp", server.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	_, _ = client.Write([]byte("hello"))
+	_ = server.SetReadDeadline(time.Now().Add(10 * time.Second))
+	heard := make([]byte, 16)
+	if length, _, err := server.ReadFrom(heard); err != nil || string(heard[:length]) != "hello" {
+		t.Errorf("there came %q, %v", heard[:length], err)
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	n, _ := use(t)
 	taken, err := net.Listen("tcp4", "127.0.0.1:0")
@@ -77,7 +106,7 @@ func TestRefusals(t *testing.T) {
 	if c, err := n.Dial(t.Context(), "tcp", address); err == nil || !strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("a port where nobody listens gives %v, %v", c, err)
 	}
-	if _, err := n.ask(t.Context(), request{Do: "sing"}); err == nil || !strings.Contains(err.Error(), "sing") {
+	if _, _, err := n.ask(t.Context(), request{Do: "sing"}); err == nil || !strings.Contains(err.Error(), "sing") {
 		t.Errorf("an unknown request gives %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

@@ -44,6 +44,8 @@ type Options struct {
 	Dial Dialer
 	// Listen is that of net.ListenConfig if nil.
 	Listen func(ctx context.Context, network, address string) (net.Listener, error)
+	// ListenPacket is that of net.ListenConfig if nil. What it returns is a *net.UDPConn.
+	ListenPacket func(ctx context.Context, network, address string) (net.PacketConn, error)
 	// DialTimeout is for each destination; 0 means 10 s, in which Linux sends a SYN
 	// four times.
 	DialTimeout time.Duration

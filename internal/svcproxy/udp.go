@@ -45,9 +45,16 @@ func ListenUDP(address netip.AddrPort, to Destinations, options Options) (*UDP, 
 	if address.Addr().IsUnspecified() {
 		return nil, fmt.Errorf("proxy UDP: listen at %v: not one address of the node; make a listener for each", address)
 	}
-	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(address))
+	if options.ListenPacket == nil {
+		options.ListenPacket = new(net.ListenConfig).ListenPacket
+	}
+	packets, err := options.ListenPacket(context.Background(), "udp", address.String())
 	if err != nil {
 		return nil, fmt.Errorf("proxy UDP: %w", err)
+	}
+	conn, ok := packets.(*net.UDPConn)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("proxy UDP: a listener is %T", packets), packets.Close())
 	}
 	p := &UDP{conn: conn, destinations: to, options: options.withDefaults(), clients: make(map[netip.AddrPort]*udpClient)}
 	p.aborted, p.abort = context.WithCancel(context.Background())

@@ -28,7 +28,7 @@ metadata: {name: web}
 spec:
   type: NodePort
   selector: {app: web}
-  ports: [{port: 8080, nodePort: 30080}]
+  ports: [{name: tcp, port: 8080, nodePort: 30080}, {name: udp, port: 8080, nodePort: 30080, protocol: UDP}]
 ---
 apiVersion: v1
 kind: Pod
@@ -75,7 +75,7 @@ func TestRootless(t *testing.T) {
 		}
 		c.Unchanged(before)
 	})
-	c.Up("--publish=8090:30080", "--publish=127.0.0.1:8091:8088")
+	c.Up("--publish=8090:30080", "--publish=8090:30080/udp", "--publish=127.0.0.1:8091:8088")
 	pods := deploy(c)
 	names := fmt.Sprint(pods[0].Name, " ", pods[1].Name)
 	t.Run("pods reach each other, by address and by the name of a Service", func(t *testing.T) {
@@ -99,6 +99,12 @@ func TestRootless(t *testing.T) {
 			c.Await("port "+port, 30*time.Second, func() bool {
 				answer := fromOutside(c, gvisor.Address+":"+port)
 				return answer != "" && strings.Contains(want, answer)
+			})
+		}
+		for _, port := range []string{"30080", "8090"} {
+			c.Await("an answer of a pod by UDP at port "+port, 30*time.Second, func() bool {
+				answer := datagramFromOutside(c, gvisor.Address+":"+port)
+				return answer != "" && strings.Contains(names, answer)
 			})
 		}
 		if answer, err := c.Try(time.Minute, "inside", "http", "GET", "http://127.0.0.1:30080/"); err != nil || !strings.Contains(names, answer) {
@@ -281,6 +287,27 @@ func fromOutside(c *cluster.Cluster, address string) string {
 		return err
 	})
 	return string(answer)
+}
+
+// datagramFromOutside returns what a UDP server answers to who asks on the other end of
+// eth0.
+func datagramFromOutside(c *cluster.Cluster, address string) string {
+	answer := make([]byte, 100)
+	var n int
+	_ = c.Outside(func() error { // without an answer it is empty
+		conn, err := net.Dial("udp4", address)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+		if _, err := conn.Write([]byte("who")); err != nil {
+			return err
+		}
+		n, err = conn.Read(answer)
+		return err
+	})
+	return string(answer[:n])
 }
 
 // statistics compares what the kubelet says of a container before a load and after with
