@@ -191,7 +191,7 @@ func (m *Machine) places() string {
 	}
 	mounts, _ := rmtree.Mounts("/")
 	mounts = slices.DeleteFunc(mounts, func(point string) bool {
-		return strings.Contains(point, "/sandboxes/") && !strings.HasPrefix(point, filepath.Dir(m.Data))
+		return strings.Contains(point, "/.work/") && !strings.HasPrefix(point, filepath.Dir(m.Data))
 	})
 	return strings.Join(append(there, mounts...), "\n")
 }
