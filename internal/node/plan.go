@@ -74,7 +74,7 @@ func makePlan(ctx context.Context, p Paths, c Cluster, o Options, h *blocker.Hos
 		plan.Change(forwardRecord, before, "packets pass between pods and the world")
 	}
 	if backend := backendOf(plan.Settings.Network); backend != "" {
-		reason := "pods reach what is outside of the cluster: " + plan.Value(blocker.Egress)
+		reason := "egress: " + plan.Value(blocker.Egress)
 		if plan.Settings.Network.Bridged != "" {
 			reason += "; the bridge: " + plan.Value(blocker.Bridge)
 		}

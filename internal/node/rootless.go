@@ -152,7 +152,7 @@ func keep() {
 	order.Close()
 	reports.Close()
 	detach(os.DevNull)
-	go outside.Serve(inside, nameHolder(cmd.Process.Pid))
+	go outside.Serve(inside, nameHolder(cmd.Process.Pid), localAddresses)
 	go func() {
 		for range signals {
 			_ = cmd.Process.Signal(unix.SIGTERM)

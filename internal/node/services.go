@@ -229,7 +229,7 @@ func changeAddress(address netip.Addr, change func(netlink.Link, *netlink.Addr) 
 	return change(link, &netlink.Addr{IPNet: netlink.NewIPNet(address.AsSlice())})
 }
 
-// localAddresses are those of the node.
+// localAddresses are the IPv4 addresses of the network that this process is in.
 func localAddresses() []netip.Addr {
 	list, err := netlink.AddrList(nil, netlink.FAMILY_V4)
 	if err != nil {

@@ -75,9 +75,9 @@ func conn(file *os.File) (*net.UnixConn, error) {
 // Explain says more about why a socket could not be opened.
 type Explain func(network, address string, err error) error
 
-// Serve opens sockets for the process inside, until that has ended. An error goes there
-// as text, as explain has it.
-func Serve(inside *net.UnixConn, explain Explain) {
+// Serve opens sockets for the process inside, until that has ended, and tells it the local
+// addresses. An error goes there as text, as explain has it.
+func Serve(inside *net.UnixConn, explain Explain, local func() []netip.Addr) {
 	defer inside.Close()
 	for {
 		data, file, err := receive(inside)
@@ -90,12 +90,12 @@ func Serve(inside *net.UnixConn, explain Explain) {
 				return
 			}
 			defer reply.Close()
-			serve(reply, data, explain)
+			serve(reply, data, explain, local)
 		}()
 	}
 }
 
-func serve(reply *net.UnixConn, data []byte, explain Explain) {
+func serve(reply *net.UnixConn, data []byte, explain Explain, local func() []netip.Addr) {
 	var r request
 	err := json.Unmarshal(data, &r)
 	var a answer
@@ -104,7 +104,7 @@ func serve(reply *net.UnixConn, data []byte, explain Explain) {
 	case err != nil:
 		err = fmt.Errorf("understand a request: %w", err)
 	case r.Do == addresses:
-		a.Addresses, err = own()
+		a.Addresses = local()
 	default:
 		if opened, err = open(r, explain); err == nil {
 			defer opened.Close()
@@ -114,18 +114,6 @@ func serve(reply *net.UnixConn, data []byte, explain Explain) {
 		a, opened = answer{Error: err.Error()}, nil
 	}
 	_ = send(reply, a, opened) // who has asked may be gone
-}
-
-// own are the IPv4 addresses of this network.
-func own() ([]netip.Addr, error) {
-	all, err := net.InterfaceAddrs()
-	var found []netip.Addr
-	for _, address := range all {
-		if prefix, err := netip.ParsePrefix(address.String()); err == nil && prefix.Addr().Is4() {
-			found = append(found, prefix.Addr())
-		}
-	}
-	return found, err
 }
 
 // socket is a connection or a listener.
@@ -193,7 +181,7 @@ func (n *Network) Dial(ctx context.Context, network, address string) (net.Conn, 
 	return net.FileConn(file)
 }
 
-// Addresses are the IPv4 addresses that this process would have outside.
+// Addresses are the local ones outside.
 func (n *Network) Addresses(ctx context.Context) ([]netip.Addr, error) {
 	a, _, err := n.ask(ctx, request{Do: addresses})
 	return a.Addresses, err

@@ -12,6 +12,9 @@ import (
 	"time"
 )
 
+// beside is the local address outside, as who serves there says.
+var beside = netip.MustParseAddr("192.0.2.2")
+
 // use serves on one end of a pair, in this process, and uses the other.
 func use(t *testing.T) (*Network, net.Conn) {
 	t.Helper()
@@ -19,7 +22,7 @@ func use(t *testing.T) (*Network, net.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	go Serve(here, func(_, _ string, err error) error { return err })
+	go Serve(here, func(_, _ string, err error) error { return err }, func() []netip.Addr { return []netip.Addr{beside} })
 	n, err := Use(there)
 	if err != nil {
 		t.Fatal(err)
@@ -67,7 +70,7 @@ func TestSocketsArePassed(t *testing.T) {
 func TestPacketSocketsArePassed(t *testing.T) {
 	n, _ := use(t)
 	addresses, err := n.Addresses(t.Context())
-	if err != nil || !slices.Contains(addresses, netip.MustParseAddr("127.0.0.1")) {
+	if err != nil || !slices.Equal(addresses, []netip.Addr{beside}) {
 		t.Fatalf("the addresses outside are %v, %v", addresses, err)
 	}
 	server, err := n.ListenPacket(t.Context(), "udp4", "127.0.0.1:0")
@@ -131,7 +134,7 @@ func TestEnds(t *testing.T) {
 	}
 	served := make(chan struct{})
 	go func() {
-		Serve(serving, func(_, _ string, err error) error { return err })
+		Serve(serving, func(_, _ string, err error) error { return err }, nil)
 		close(served)
 	}()
 	there.Close()
