@@ -43,7 +43,7 @@ func (Test) Upstream(ctx context.Context, skip *bool) error {
 	return with(func(b *builder.Builder) error { return upstream.Test(ctx, b, given(skip, false)) })
 }
 
-// Sandbox runs the scenarios in real gVisor sandboxes with a 9p root: all, or the one whose name follows; -gvisor=today|YYYYMM in one gVisor only; -run=PATTERN those of its tests that match; -skip where no sandbox can be started.
+// Sandbox runs the scenarios in real gVisor sandboxes with a 9p root: all, or the one whose name follows; -gvisor=today|YYYYMM in one gVisor only, =native on this kernel without one; -run=PATTERN those of its tests that match; -skip where no sandbox can be started.
 func (Test) Sandbox(ctx context.Context, scenario, gvisor, run *string, skip *bool) error {
 	return with(func(b *builder.Builder) error {
 		return sandbox.Test(ctx, b, sandbox.Options{Only: given(scenario, ""), GVisor: given(gvisor, ""), Tests: given(run, ""), MaySkip: given(skip, false)})

@@ -5,6 +5,9 @@
 // /sys/fs/cgroup; all capabilities; and a network namespace with eth0, whose other
 // end is in a second namespace.
 //
+// A run without a gVisor gets a machine of its own on this kernel in its place: see
+// [Native].
+//
 // All that a sandbox has on the machine is below one directory, and goes with it:
 // see package leftover.
 package gvisor
@@ -43,7 +46,7 @@ func Program(name string) string { return run.Program(name) }
 // Reports is the directory that the reports of this run go to.
 func Reports() string { return run.Reports }
 
-// Name is how the gVisor of this run is called: today, or YYYYMM.
+// Name is how the gVisor of this run is called: today, or YYYYMM; or native.
 func Name() string { return run.GVisor }
 
 // Bench is what a run that measures is told.
@@ -186,6 +189,10 @@ func (s *Sandbox) writeConfig(options Options) {
 		spec.Linux.CgroupsPath, spec.Linux.Resources = "/"+s.id, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}
 		s.must(leftover.NoteCgroup(s.dir, s.id))
 	}
+	if Native() {
+		asMachine(&spec, s.id)
+		s.must(leftover.NoteCgroup(s.dir, s.id))
+	}
 	if options.Docker {
 		asDocker(&spec, options.User)
 	}
@@ -198,7 +205,8 @@ func (s *Sandbox) writeConfig(options Options) {
 	s.must(os.WriteFile(filepath.Join(s.dir, "config.json"), data, 0o644))
 }
 
-// capabilities are the names of all that this kernel has, at most those of Linux 5.9.
+// capabilities are the names of all that this kernel has, at most those of Linux 5.9, in the
+// order of their numbers.
 func capabilities() []string {
 	names := []string{"CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP", "LINUX_IMMUTABLE",
 		"NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER", "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE",
@@ -224,12 +232,12 @@ func (s *Sandbox) boot() {
 	cmd := s.command(ctx, "run", "--bundle", s.dir, "--detach", s.id)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := leftover.Run(s.dir, cmd); err != nil {
-		s.t.Fatalf("start a sandbox: runsc run: %v; its log:\n%s", err, s.log("runsc.log"))
+		s.t.Fatalf("start a sandbox: %s run: %v; its log:\n%s", filepath.Base(s.runsc), err, s.log("runsc.log"))
 	}
 	if took := time.Since(start); took > startLimit {
 		s.t.Errorf("the sandbox took %v to start, more than %v", took, startLimit)
 	}
-	if got, want := s.rootType(), map[Root]string{NinePRoot: "9p", OverlayRoot: "overlay"}[s.root]; got != want {
+	if got, want := s.rootType(), map[Root]string{NinePRoot: "9p", OverlayRoot: "overlay"}[s.root]; got != want && !Native() {
 		s.t.Fatalf("the root of the sandbox is %s, not %s", got, want)
 	}
 }
@@ -254,15 +262,9 @@ func (s *Sandbox) rootType() string {
 }
 
 func (s *Sandbox) command(ctx context.Context, args ...string) *exec.Cmd {
-	flags := []string{"--root", s.state, "--platform=systrap", string(s.root)}
-	if !s.cgroups {
-		flags = append(flags, "--ignore-cgroups")
-	}
-	if !s.docker {
-		flags = append(flags, "--net-raw")
-	}
-	if strings.Contains(runscFlags(), "-gofer-network-namespace") {
-		flags = append(flags, "--gofer-network-namespace=new") // the other choice leaves a mount in the state directory
+	flags := []string{"--root", s.state}
+	if !Native() {
+		flags = append(flags, s.runscFlags()...)
 	}
 	cmd := exec.CommandContext(ctx, s.runsc, append(flags, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -271,17 +273,40 @@ func (s *Sandbox) command(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// runsc is the gVisor of this run.
-func runsc() string { return Program(run.Runsc) }
+func (s *Sandbox) runscFlags() []string {
+	flags := []string{"--platform=systrap", string(s.root)}
+	if !s.cgroups {
+		flags = append(flags, "--ignore-cgroups")
+	}
+	if !s.docker {
+		flags = append(flags, "--net-raw")
+	}
+	if strings.Contains(knownFlags(), "-gofer-network-namespace") {
+		flags = append(flags, "--gofer-network-namespace=new") // the other choice leaves a mount in the state directory
+	}
+	return flags
+}
+
+// runsc is the gVisor of this run, or what runs containers without one.
+func runsc() string {
+	if Native() {
+		return Program(contract.Runc)
+	}
+	return Program(run.Runsc)
+}
+
+// Native reports whether the sandboxes of this run are none, but machines of their own on
+// this kernel: see [asMachine].
+func Native() bool { return run.GVisor == contract.Native }
 
 // Distribution is the one that is tested.
 func Distribution() string { return cmp.Or(run.Distribution, "kubernetes") }
 
-// Old reports whether that is not the newest one.
-func Old() bool { return filepath.Base(runsc()) != "runsc" }
+// Old reports whether the gVisor is not the newest one.
+func Old() bool { return !Native() && filepath.Base(runsc()) != "runsc" }
 
-// runscFlags are those that it knows: older ones lack some.
-var runscFlags = sync.OnceValue(func() string {
+// knownFlags are those that it knows: older ones lack some.
+var knownFlags = sync.OnceValue(func() string {
 	output, _ := exec.Command(runsc(), "flags").CombinedOutput()
 	return string(output)
 })
@@ -372,7 +397,11 @@ func (s *Sandbox) Background(args ...string) *Process {
 	s.must(err)
 	defer log.Close()
 	pidFile := strings.TrimSuffix(name, ".log") + ".pid"
-	cmd := s.exec(context.Background(), []string{"--internal-pid-file=" + pidFile}, args...)
+	flag := "--internal-pid-file="
+	if Native() {
+		flag = "--pid-file="
+	}
+	cmd := s.exec(context.Background(), []string{flag + pidFile}, args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	s.must(leftover.Start(s.dir, cmd))
 	p := &Process{sandbox: s, name: filepath.Base(args[0]), log: name, pidFile: pidFile, done: make(chan struct{})}
@@ -385,7 +414,7 @@ type Process struct {
 	sandbox *Sandbox
 	name    string
 	log     string
-	pidFile string // of its id in the sandbox
+	pidFile string // of its id in the sandbox, or here if that is runc's
 	done    chan struct{}
 	err     error
 }
@@ -443,7 +472,13 @@ func (p *Process) sandboxPID() string {
 		id, err = os.ReadFile(p.pidFile)
 		return err == nil && len(id) > 0
 	})
-	return strings.TrimSpace(string(id))
+	pid := strings.TrimSpace(string(id))
+	if Native() {
+		var err error
+		pid, err = innermost(pid)
+		p.sandbox.must(err)
+	}
+	return pid
 }
 
 // RSS is the resident memory of the process, in bytes.

@@ -25,12 +25,13 @@ func ask(url, seconds string) string {
 		log.Fatal(err)
 	}
 	var all []time.Duration
+	var total time.Duration
 	var mu sync.Mutex
 	var running sync.WaitGroup
 	begun := time.Now()
 	for range askers {
 		running.Go(func() {
-			once := client(url)
+			once, unasked := client(url)
 			var took []time.Duration
 			for time.Since(begun) < within {
 				start := time.Now()
@@ -40,25 +41,28 @@ func ask(url, seconds string) string {
 				took = append(took, time.Since(start))
 			}
 			mu.Lock()
-			defer mu.Unlock()
-			all = append(all, took...)
+			all, total = append(all, took...), max(total, time.Since(begun))
+			mu.Unlock()
+			if unasked() {
+				log.Fatal("more came than the answers")
+			}
 		})
 	}
 	running.Wait()
-	total := time.Since(begun)
 	slices.Sort(all)
 	return fmt.Sprintf("%d %.3f %.3f", len(all), total.Seconds(), float64(all[len(all)*99/100])/float64(time.Millisecond))
 }
 
-// client returns what asks once.
-func client(url string) func() error {
+// client returns what asks once, and what reports, in the end, whether something else came
+// than an answer to each question: one that came twice would be taken for the next one's.
+func client(url string) (once func() error, unasked func() bool) {
 	if address, ok := strings.CutPrefix(url, "udp://"); ok {
 		conn, err := net.Dial("udp", address)
 		if err != nil {
 			log.Fatal(err)
 		}
 		answer := make([]byte, 2048)
-		return func() error {
+		once = func() error {
 			_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
 			_, err := conn.Write([]byte("who"))
 			if err == nil {
@@ -66,9 +70,14 @@ func client(url string) func() error {
 			}
 			return err
 		}
+		return once, func() bool {
+			_ = conn.SetDeadline(time.Now().Add(100 * time.Millisecond))
+			_, err := conn.Read(answer)
+			return err == nil
+		}
 	}
 	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{}}
-	return func() error {
+	once = func() error {
 		response, err := client.Get(url)
 		if err != nil {
 			return err
@@ -77,6 +86,7 @@ func client(url string) func() error {
 		_, err = io.Copy(io.Discard, response.Body)
 		return err
 	}
+	return once, func() bool { return false }
 }
 
 // hold opens connections and keeps them until it is killed.

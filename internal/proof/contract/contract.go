@@ -14,7 +14,7 @@ const variable = "K3S9P_SANDBOX"
 // Run is what a scenario is given.
 type Run struct {
 	Programs  string `json:"programs"`  // the directory of the files below
-	GVisor    string `json:"gvisor"`    // today, or YYYYMM
+	GVisor    string `json:"gvisor"`    // today, or YYYYMM; or Native
 	Runsc     string `json:"runsc"`     // that gVisor among the files
 	Sandboxes string `json:"sandboxes"` // the directory that sandboxes are made in
 	Reports   string `json:"reports"`   // the directory that reports go to
@@ -23,6 +23,10 @@ type Run struct {
 	// Distribution is the one in dist/; "" is kubernetes.
 	Distribution string `json:"distribution,omitempty"`
 }
+
+// Native stands for a gVisor where there is none: what is a sandbox otherwise is a machine
+// of its own on this kernel.
+const Native = "native"
 
 // Program is the path of a file that a sandbox may get.
 func (r Run) Program(name string) string { return filepath.Join(r.Programs, name) }

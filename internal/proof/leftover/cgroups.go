@@ -56,7 +56,19 @@ func removeNoted(note string) error {
 // emptying is how long the kernel may take to notice that a cgroup has no process any more.
 const emptying = 5 * time.Second
 
+// removeCgroup removes a cgroup and those in it.
 func removeCgroup(group string) error {
+	entries, err := os.ReadDir(group)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	for _, entry := range entries {
+		if entry.IsDir() {
+			if err := removeCgroup(filepath.Join(group, entry.Name())); err != nil {
+				return err
+			}
+		}
+	}
 	for deadline := time.Now().Add(emptying); ; time.Sleep(50 * time.Millisecond) {
 		err := unix.Rmdir(group)
 		if err == nil || errors.Is(err, unix.ENOENT) {

@@ -80,19 +80,34 @@ func TestRemove(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if found := Processes(run); len(found) != 2 || found[ours.Process.Pid] == "" || found[gofer.Process.Pid] == "" {
-		t.Errorf("its processes are %d and %d, and %v were found", ours.Process.Pid, gofer.Process.Pid, found)
+	container, reused := started(t, "container"), started(t, "container")
+	for name, c := range map[string]struct{ pid, before int }{"c": {container.Process.Pid, 0}, "d": {reused.Process.Pid, 1}} {
+		stat, err := statOf(c.pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := json.Marshal(map[string]any{"init_process_pid": c.pid, "init_process_start": stat.Starttime - uint64(c.before)})
+		if err == nil {
+			err = errors.Join(os.Mkdir(filepath.Join(state, name), 0o755), os.WriteFile(filepath.Join(state, name, "state.json"), data, 0o644))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if found := Processes(run); len(found) != 3 || found[container.Process.Pid] == "" || found[ours.Process.Pid] == "" || found[gofer.Process.Pid] == "" {
+		t.Errorf("its processes are %d, %d and %d, and %v were found", ours.Process.Pid, gofer.Process.Pid, container.Process.Pid, found)
 	}
 	go func() { _ = gofer.Wait() }() // it is not a child of those that clean
+	go func() { _ = container.Wait() }()
 	if err := Remove(run); err != nil {
 		t.Fatal(err)
 	}
-	for what, pid := range map[string]int{"the process": ours.Process.Pid, "what it had started": child, "the gofer": gofer.Process.Pid} {
+	for what, pid := range map[string]int{"the process": ours.Process.Pid, "what it had started": child, "the gofer": gofer.Process.Pid, "the container": container.Process.Pid} {
 		if runs(pid) {
 			t.Errorf("%s runs", what)
 		}
 	}
-	for what, cmd := range map[string]*exec.Cmd{"an editor": editor, "a later process": later, "a runsc of somebody else": other} {
+	for what, cmd := range map[string]*exec.Cmd{"an editor": editor, "a later process": later, "a runsc of somebody else": other, "one with the id of a container's": reused} {
 		if !runs(cmd.Process.Pid) {
 			t.Errorf("%s was ended", what)
 		}
@@ -172,7 +187,7 @@ func TestRemoveCgroups(t *testing.T) {
 	hierarchies = top
 	ours := []string{filepath.Join(top, "ours"), filepath.Join(top, "memory", "ours"), filepath.Join(top, "cpu", "ours")}
 	others := filepath.Join(top, "memory", "others")
-	for _, dir := range append(ours, others, sandbox) {
+	for _, dir := range append(ours, others, sandbox, filepath.Join(top, "memory", "ours", "kubepods", "pod1")) {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}

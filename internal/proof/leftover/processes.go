@@ -96,6 +96,12 @@ func Processes(dir string) map[int]string {
 				}
 			}
 		}
+		states, _ = filepath.Glob(filepath.Join(pattern, State, "*", "state.json"))
+		for _, name := range states {
+			if pid := inContainer(name); pid != 0 && !isZombie(pid) {
+				found[pid] = strings.Join(commandLine(pid), " ")
+			}
+		}
 	}
 	return found
 }
@@ -119,6 +125,24 @@ func inState(name string) []int {
 		return nil // runsc has not written it to its end
 	}
 	return []int{state.Gofer, state.Sandbox.PID}
+}
+
+// inContainer is the first process of a container that runc has written down, with the time
+// since the boot at which it started (opencontainers/runc libcontainer/container.go,
+// BaseState); 0 if that has ended. The others of its process namespace end with it.
+func inContainer(name string) int {
+	var state struct {
+		PID   int    `json:"init_process_pid"`
+		Start uint64 `json:"init_process_start"`
+	}
+	data, err := os.ReadFile(name)
+	if err != nil || json.Unmarshal(data, &state) != nil {
+		return 0
+	}
+	if stat, err := statOf(state.PID); err != nil || stat.Starttime != state.Start {
+		return 0
+	}
+	return state.PID
 }
 
 func commandLine(pid int) []string {

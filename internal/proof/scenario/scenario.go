@@ -3,6 +3,7 @@
 package scenario
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -16,6 +17,9 @@ type Scenario struct {
 	Name string
 	// Everywhere says that it runs in each gVisor, and not in the newest only.
 	Everywhere bool
+	// Natively are the tests, as -run of go test, that also run without gVisor, on a machine
+	// of its own on this kernel.
+	Natively string
 	// Distributions are those that it is for; nil is kubernetes. It runs with the one that
 	// dist/ has.
 	Distributions []string
@@ -43,7 +47,7 @@ const experiment = "experiment"
 
 // All are the scenarios, in the order in which they run.
 var All = []Scenario{
-	{Name: "cluster", Everywhere: true, Distributions: both}, {Name: "rootless", Everywhere: true}, {Name: "install"}, {Name: "application"}, {Name: "multinode"}, {Name: "updown"}, {Name: "crash", Distributions: both}, {Name: "undo"}, {Name: "poor"},
+	{Name: "cluster", Everywhere: true, Distributions: both, Natively: "^TestCluster$"}, {Name: "rootless", Everywhere: true}, {Name: "install"}, {Name: "application", Natively: "."}, {Name: "multinode", Natively: "."}, {Name: "updown"}, {Name: "crash", Distributions: both, Natively: "^TestCrash$"}, {Name: "undo"}, {Name: "poor"},
 	{Name: "native"}, {Name: experiment, Everywhere: true}, {Name: "pods", Everywhere: true}, {Name: "stats", Everywhere: true}, {Name: "overlayroot"}, {Name: "hungmount"},
 	{Name: "k3s", Everywhere: true, Distributions: []string{k3s}},
 	{Name: "linux9p", Virtual: true},
@@ -57,7 +61,7 @@ func names() []string {
 	return names
 }
 
-// Run is a scenario in the gVisor of a set.
+// Run is a scenario in the gVisor of a set, or in none.
 type Run struct {
 	Scenario, Set string
 	Distribution  string         // "" is kubernetes
@@ -77,6 +81,8 @@ func (r Run) Where() string {
 	switch {
 	case r.virtual():
 		return "virtual machines"
+	case r.Set == native:
+		return "a container of this machine"
 	case r.Scenario == natively:
 		return "a network namespace of this machine"
 	}
@@ -87,7 +93,8 @@ func (r Run) Where() string {
 func (r Run) compares() bool { return r.Scenario == experiment || r.virtual() }
 
 // runs lists what is to run: all that are for a distribution, or one scenario, in each
-// gVisor that it is for, or in one (today, or YYYYMM).
+// gVisor that it is for, or in one (today, or YYYYMM), or in none (native). Chosen tests run
+// without a gVisor only if that is asked for: not all can.
 func runs(root, distribution string, o Options) ([]Run, error) {
 	scenario, gvisor := o.Only, o.GVisor
 	if o.Tests != "" && scenario == "" {
@@ -96,9 +103,12 @@ func runs(root, distribution string, o Options) ([]Run, error) {
 	if scenario != "" && !slices.Contains(names(), scenario) {
 		return nil, hint.Add(fmt.Errorf("there is no scenario %q", scenario), "the scenarios are %s", strings.Join(names(), ", "))
 	}
-	sets, err := Sets(root, gvisor)
-	if err != nil {
-		return nil, err
+	var sets []string
+	if gvisor != contract.Native {
+		var err error
+		if sets, err = Sets(root, gvisor); err != nil {
+			return nil, err
+		}
 	}
 	var runs []Run
 	for _, set := range sets {
@@ -112,6 +122,17 @@ func runs(root, distribution string, o Options) ([]Run, error) {
 				runs = append(runs, Run{Scenario: s.Name, Set: set, Distribution: distribution, Tests: o.Tests})
 			}
 		}
+	}
+	for _, s := range All {
+		switch {
+		case scenario != "" && scenario != s.Name:
+		case s.Natively == "" || distribution != kubernetes:
+		case gvisor == contract.Native || gvisor == "" && o.Tests == "":
+			runs = append(runs, Run{Scenario: s.Name, Set: native, Tests: cmp.Or(o.Tests, s.Natively)})
+		}
+	}
+	if len(runs) == 0 && gvisor == contract.Native {
+		return nil, hint.Add(fmt.Errorf("the scenario %s needs a gVisor", scenario), "leave -gvisor out")
 	}
 	if len(runs) == 0 {
 		return nil, hint.Add(fmt.Errorf("no scenario %s is for the distribution %s, which is in dist/", scenario, distribution), "DISTRO=… go tool mage build makes another one")

@@ -25,7 +25,7 @@ import (
 // Options say what Test runs.
 type Options struct {
 	Only   string // one scenario, or all if it is ""
-	GVisor string // in one gVisor (today, YYYYMM), or in each that a scenario is for
+	GVisor string // in one gVisor (today, YYYYMM), in none (native), or in each that a scenario is for
 	Tests  string // of the scenario: those that match, as -run of go test, or all if it is ""
 	Kills  int    // how many commands the scenario undo kills, or as many as fit in a test run if it is 0
 	// MaySkip makes it no failure that no sandbox can be started here.

@@ -7,6 +7,7 @@ import (
 
 	"k3s9p/internal/hint"
 	"k3s9p/internal/pin"
+	"k3s9p/internal/proof/contract"
 )
 
 // The sets that are built for these tests only: the sandbox of today, and those of
@@ -14,6 +15,8 @@ import (
 const (
 	today = "gvisor"
 	older = today + "-"
+	// native is called like a set, and is none: there is no gVisor.
+	native = older + contract.Native
 )
 
 // Sets are the names of the sets with the gVisor that is called so (today, YYYYMM), or
