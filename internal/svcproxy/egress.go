@@ -79,10 +79,14 @@ func isOwnAddress(address netip.Addr) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("list the addresses of the node: %w", err)
 	}
-	return address.IsLoopback() || slices.ContainsFunc(all, func(a net.Addr) bool {
+	return address.IsLoopback() || isAmong(all, address), nil
+}
+
+func isAmong(addresses []net.Addr, address netip.Addr) bool {
+	return slices.ContainsFunc(addresses, func(a net.Addr) bool {
 		ipNet, ok := a.(*net.IPNet)
 		return ok && ipNet.IP.Equal(address.AsSlice())
-	}), nil
+	})
 }
 
 // originalDestinationOption is SO_ORIGINAL_DST (linux/netfilter_ipv4.h).

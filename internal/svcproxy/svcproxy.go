@@ -153,6 +153,15 @@ func (d Destinations) of(flow Flow) ([]netip.AddrPort, error) {
 	return to, nil
 }
 
+// first is the one that datagrams go to.
+func (d Destinations) first(flow Flow) (netip.AddrPort, error) {
+	to, err := d.of(flow)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	return to[0], nil
+}
+
 // addrPort is the address of an end of a TCP or UDP connection.
 func addrPort(address net.Addr) netip.AddrPort {
 	var ap netip.AddrPort

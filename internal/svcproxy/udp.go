@@ -16,25 +16,53 @@ import (
 // UDP is a listener for datagrams. Each client has a socket of its own towards its
 // destination, by which the answers find the way back.
 type UDP struct {
-	conn         *net.UDPConn
-	destinations Destinations
-	options      Options
-	counters     counters
+	conn        datagrams
+	address     netip.AddrPort
+	destination func(Flow) (netip.AddrPort, error)
+	options     Options
+	counters    counters
 
 	aborted context.Context // ended by Close
 	abort   context.CancelFunc
 	running sync.WaitGroup
 
 	mu      sync.Mutex
-	clients map[netip.AddrPort]*udpClient // grows in receive only
+	clients map[Flow]*udpClient // grows in receive only
 
 	full, refusing, failing minutely
 }
 
+// datagrams are those of clients, and the answers to them.
+type datagrams interface {
+	// read returns the next one, which is valid until the next read. It ends with
+	// net.ErrClosed.
+	read() ([]byte, Flow, error)
+	// answer sends one to a client, from where that had sent its own to.
+	answer(datagram []byte, to Flow) error
+	Close() error
+}
+
 type udpClient struct {
-	address netip.AddrPort
-	server  net.Conn
-	last    time.Time // something was sent, either way; held by UDP.mu
+	flow   Flow
+	server net.Conn
+	last   time.Time // something was sent, either way; held by UDP.mu
+}
+
+// udpSocket has datagrams to one address.
+type udpSocket struct {
+	*net.UDPConn
+	local  netip.AddrPort
+	buffer [smallBuffer]byte
+}
+
+func (s *udpSocket) read() ([]byte, Flow, error) {
+	n, from, err := s.ReadFromUDPAddrPort(s.buffer[:])
+	return s.buffer[:n], Flow{Client: netip.AddrPortFrom(from.Addr().Unmap(), from.Port()), Local: s.local}, err
+}
+
+func (s *udpSocket) answer(datagram []byte, to Flow) error {
+	_, err := s.WriteToUDPAddrPort(datagram, to.Client)
+	return err
 }
 
 // ListenUDP serves datagrams to the address; a port 0 is replaced by a free one.
@@ -56,33 +84,40 @@ func ListenUDP(address netip.AddrPort, to Destinations, options Options) (*UDP, 
 	if !ok {
 		return nil, errors.Join(fmt.Errorf("proxy UDP: a listener is %T", packets), packets.Close())
 	}
-	p := &UDP{conn: conn, destinations: to, options: options.withDefaults(), clients: make(map[netip.AddrPort]*udpClient)}
-	p.aborted, p.abort = context.WithCancel(context.Background())
-	p.running.Go(p.receive)
+	local := addrPort(conn.LocalAddr())
+	options = options.withDefaults()
+	options.Log = options.Log.With("listener", local)
+	p := &UDP{conn: &udpSocket{UDPConn: conn, local: local}, address: local, options: options, destination: to.first}
+	p.start()
 	return p, nil
 }
 
-// Addr is where the proxy listens.
-func (p *UDP) Addr() netip.AddrPort { return addrPort(p.conn.LocalAddr()) }
+func (p *UDP) start() {
+	p.clients = make(map[Flow]*udpClient)
+	p.aborted, p.abort = context.WithCancel(context.Background())
+	p.running.Go(p.receive)
+}
+
+// Addr is where the proxy listens. It is not valid of ListenEgressUDP.
+func (p *UDP) Addr() netip.AddrPort { return p.address }
 
 // Counters are those of now.
 func (p *UDP) Counters() Counters { return p.counters.snapshot() }
 
 // receive takes the datagrams of all clients.
 func (p *UDP) receive() {
-	buffer := new([smallBuffer]byte)
 	var delay time.Duration
 	for {
-		n, from, err := p.conn.ReadFromUDPAddrPort(buffer[:])
+		datagram, flow, err := p.conn.read()
 		switch {
 		case err == nil:
 			delay = 0
-			p.forward(netip.AddrPortFrom(from.Addr().Unmap(), from.Port()), buffer[:n])
+			p.forward(flow, datagram)
 		case errors.Is(err, net.ErrClosed):
 			return
 		default: // no memory, as with TCP's accept
 			delay = retryDelay(delay)
-			p.failing.log(p.options.Log, "cannot receive a datagram: trying again", "listener", p.Addr(), "error", err)
+			p.failing.log(p.options.Log, "cannot receive a datagram: trying again", "error", err)
 			select {
 			case <-time.After(delay):
 			case <-p.aborted.Done():
@@ -92,10 +127,10 @@ func (p *UDP) receive() {
 }
 
 // forward sends a datagram on. One that cannot be sent is lost, as UDP's may be.
-func (p *UDP) forward(from netip.AddrPort, datagram []byte) {
-	client := p.find(from)
+func (p *UDP) forward(flow Flow, datagram []byte) {
+	client := p.find(flow)
 	if client == nil {
-		if client = p.add(from); client == nil {
+		if client = p.add(flow); client == nil {
 			return
 		}
 	}
@@ -104,16 +139,16 @@ func (p *UDP) forward(from netip.AddrPort, datagram []byte) {
 		n, err = client.server.Write(datagram)
 	}
 	if err != nil {
-		p.options.Log.Debug("a datagram cannot be sent on", "listener", p.Addr(), "client", from, "error", err)
+		p.options.Log.Debug("a datagram cannot be sent on", "client", flow.Client, "error", err)
 	}
 	p.counters.toDestination.Add(uint64(n))
 }
 
 // find returns a client, which now has been heard.
-func (p *UDP) find(address netip.AddrPort) *udpClient {
+func (p *UDP) find(flow Flow) *udpClient {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	client := p.clients[address]
+	client := p.clients[flow]
 	if client != nil {
 		client.last = time.Now()
 	}
@@ -121,37 +156,37 @@ func (p *UDP) find(address netip.AddrPort) *udpClient {
 }
 
 // add makes a new client, or returns nil.
-func (p *UDP) add(address netip.AddrPort) *udpClient {
+func (p *UDP) add(flow Flow) *udpClient {
 	p.counters.total.Add(1)
-	to, err := p.destinations.of(Flow{Client: address, Local: p.Addr()})
+	to, err := p.destination(flow)
 	if err != nil {
 		p.counters.refused.Add(1)
-		p.refusing.log(p.options.Log, "a datagram is refused", "listener", p.Addr(), "reason", err)
+		p.refusing.log(p.options.Log, "a datagram is refused", "reason", err)
 		return nil
 	}
 	p.makeRoom()
 	ctx, cancel := context.WithTimeout(p.aborted, p.options.DialTimeout)
 	defer cancel()
-	server, err := p.options.Dial(ctx, "udp", to[0].String())
+	server, err := p.options.Dial(ctx, "udp", to.String())
 	if err != nil {
 		p.counters.failed.Add(1)
-		p.failing.log(p.options.Log, "a datagram has no destination", "listener", p.Addr(), "client", address, "error", err)
+		p.failing.log(p.options.Log, "a datagram has no destination", "client", flow.Client, "error", err)
 		return nil
 	}
-	client := &udpClient{address: address, server: server, last: time.Now()}
+	client := &udpClient{flow: flow, server: server, last: time.Now()}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.aborted.Err() != nil {
 		server.Close()
 		return nil
 	}
-	p.clients[address] = client
+	p.clients[flow] = client
 	p.counters.open.Add(1)
 	p.running.Go(func() {
 		defer p.counters.open.Add(-1)
 		defer p.forget(client)
 		if err := p.answer(client); err != nil && !errors.Is(err, net.ErrClosed) {
-			p.options.Log.Debug("a client of UDP has ended with an error", "listener", p.Addr(), "client", address, "error", err)
+			p.options.Log.Debug("a client of UDP has ended with an error", "client", flow.Client, "error", err)
 		}
 	})
 	return client
@@ -165,14 +200,14 @@ func (p *UDP) makeRoom() {
 	if len(p.clients) < p.options.MaxFlows {
 		return
 	}
-	p.full.log(p.options.Log, "the proxy has no room for more clients of UDP: the most silent one is forgotten", "listener", p.Addr(), "limit", p.options.MaxFlows)
+	p.full.log(p.options.Log, "the proxy has no room for more clients of UDP: the most silent one is forgotten", "limit", p.options.MaxFlows)
 	var oldest *udpClient
 	for _, client := range p.clients {
 		if oldest == nil || client.last.Before(oldest.last) {
 			oldest = client
 		}
 	}
-	delete(p.clients, oldest.address)
+	delete(p.clients, oldest.flow)
 	oldest.server.Close()
 }
 
@@ -192,12 +227,12 @@ func (p *UDP) answer(client *udpClient) error {
 		switch {
 		case err == nil:
 			p.heard(client)
-			n, err := p.conn.WriteToUDPAddrPort(datagram, client.address)
-			from.release()
-			p.counters.toClient.Add(uint64(n))
-			if err != nil {
-				p.options.Log.Debug("an answer cannot be sent", "listener", p.Addr(), "client", client.address, "error", err)
+			if err := p.conn.answer(datagram, client.flow); err != nil {
+				p.options.Log.Debug("an answer cannot be sent", "client", client.flow.Client, "bytes", len(datagram), "error", err)
+			} else {
+				p.counters.toClient.Add(uint64(len(datagram)))
 			}
+			from.release()
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			var over bool
 			if deadline, over = p.silent(client); over {
@@ -222,9 +257,9 @@ func (p *UDP) heard(client *udpClient) {
 func (p *UDP) Keep(destinations []netip.AddrPort) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for address, client := range p.clients {
+	for flow, client := range p.clients {
 		if !slices.Contains(destinations, addrPort(client.server.RemoteAddr())) {
-			delete(p.clients, address)
+			delete(p.clients, flow)
 			client.server.Close()
 		}
 	}
@@ -251,8 +286,8 @@ func (p *UDP) forget(client *udpClient) {
 
 // remove leaves alone one that has come anew from the same address.
 func (p *UDP) remove(client *udpClient) {
-	if p.clients[client.address] == client {
-		delete(p.clients, client.address)
+	if p.clients[client.flow] == client {
+		delete(p.clients, client.flow)
 	}
 }
 
