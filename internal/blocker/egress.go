@@ -41,8 +41,24 @@ var masquerade = Blocker{
 		}
 		*egress = config.Egress{Way: config.Proxy, Backend: backend.String()}
 		d.settings().Network.MTU = jumbo
-		d.choose(Egress, "TCP by a proxy in userspace, UDP by "+backend.String()+"; MTU 65535")
+		d.choose(Egress, "TCP by a proxy in userspace, UDP by "+d.datagrams(ctx, backend)+"; MTU 65535")
 	},
+}
+
+// datagrams is what those of pods leave by: rules, unless the node is in a network
+// namespace that does not forward. gVisor does so in its first one only: its
+// /proc/sys/net/ipv4/ip_forward is that one's, wherever it is written.
+func (d *decision) datagrams(ctx context.Context, backend nat.Backend) string {
+	if !d.settings().UserNamespace {
+		return backend.String()
+	}
+	if err := probe.RawUDP(ctx); err != nil {
+		d.reason += "; " + oneLine(err)
+		return backend.String() + " if this network namespace forwards it"
+	}
+	d.reason += "; a raw socket gets what pods send to the outside by UDP"
+	d.settings().Network.Egress.RawUDP = true
+	return "another, which has a raw socket"
 }
 
 // firstBackend is the first back end that takes the rules. The error says of each

@@ -96,6 +96,8 @@ type Egress struct {
 	Way Way `json:"way"`
 	// Backend names what takes the rules (nat.Backend); empty for NoEgress.
 	Backend string `json:"backend,omitempty"`
+	// RawUDP says that UDP goes by the proxy too, which gets it by a raw socket.
+	RawUDP bool `json:"rawUDP,omitempty"`
 }
 
 // Way is a way out for pods.
@@ -103,7 +105,7 @@ type Way string
 
 const (
 	Masquerade Way = "masquerade" // the kernel gives what leaves the address of the node
-	Proxy      Way = "proxy"      // TCP by a proxy in userspace, UDP by SNAT
+	Proxy      Way = "proxy"      // TCP by a proxy in userspace, UDP by SNAT or RawUDP
 	NoEgress   Way = "none"
 )
 

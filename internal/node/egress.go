@@ -60,12 +60,13 @@ func (n *Node) openEgress(context.Context) error {
 	case config.Masquerade:
 		rules = nat.MasqueradePods(Bridge, n.cluster.PodCIDR(), n.cluster.ClusterCIDR)
 	case config.Proxy:
-		proxy, err := svcproxy.ListenEgress(netip.AddrPortFrom(n.cluster.Address(), 0), svcproxy.Policy{}, svcproxy.Options{Log: n.log, Dial: n.dialer()})
+		options := svcproxy.Options{Log: n.log, Dial: n.dialer()}
+		proxy, err := svcproxy.ListenEgress(netip.AddrPortFrom(n.cluster.Address(), 0), svcproxy.Policy{}, options)
 		if err != nil {
 			return err
 		}
-		n.egress = proxy
-		up, err := findUplink()
+		n.egress = append(n.egress, proxy)
+		up, err := n.datagrams(options)
 		if err != nil {
 			return err
 		}
@@ -80,6 +81,23 @@ func (n *Node) openEgress(context.Context) error {
 	change := newNatChange(backendOf(network))
 	change.rules = rules
 	return n.paths.journal().Make(rulesRecord, change)
+}
+
+// proxy is a listener of svcproxy.
+type proxy interface{ Close(context.Context) error }
+
+// datagrams returns what those of pods leave by, or takes them itself, as planned.
+func (n *Node) datagrams(options svcproxy.Options) (*nat.Uplink, error) {
+	if !n.plan.Settings.Network.Egress.RawUDP {
+		return findUplink()
+	}
+	within := svcproxy.Within{Pods: n.cluster.PodCIDR(), Cluster: []netip.Prefix{n.cluster.PodCIDR(), n.cluster.ClusterCIDR, n.cluster.ServiceCIDR}}
+	proxy, err := svcproxy.ListenEgressUDP(Bridge, within, svcproxy.Policy{}, options)
+	if err != nil {
+		return nil, err
+	}
+	n.egress = append(n.egress, proxy)
+	return nil, nil
 }
 
 // backendOf is what takes the rules, if there are any: it is one for all of them.
@@ -126,14 +144,13 @@ func (c natChange) Undo(sameBoot bool) error {
 	return failures
 }
 
-// closeEgress ends the proxy; connections that are open get a moment.
+// closeEgress ends the proxies; connections that are open get a moment.
 func (n *Node) closeEgress() {
-	if n.egress == nil {
-		return
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	if err := n.egress.Close(ctx); err != nil {
-		n.log.Info("connections of pods were cut", "error", err)
+	for _, proxy := range n.egress {
+		if err := proxy.Close(ctx); err != nil {
+			n.log.Info("connections of pods were cut", "error", err)
+		}
 	}
 }

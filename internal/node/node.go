@@ -44,8 +44,8 @@ type Node struct {
 	files      config.Files
 	supervisor *supervisor.Supervisor
 	client     *client
-	started    time.Time     // the kubelet
-	egress     *svcproxy.TCP // the proxy, if pods leave by one
+	started    time.Time // the kubelet
+	egress     []proxy   // those by which pods leave, if they do by any
 	services   *services
 	published  *svcproxy.Table // what a node in namespaces of its own has outside
 	upstream   string          // the resolv.conf of whom the DNS server asks for other names; "" for nobody

@@ -25,8 +25,8 @@ func (c resolvConf) write() error {
 
 // chooseResolvers chooses the resolv.conf of the DNS server and that of pods with
 // dnsPolicy Default: the machine's own where that will do, because the kubelet reads it
-// for each pod anew. In namespaces of a node's own only the DNS server reaches others by
-// UDP. Nothing is written yet.
+// for each pod anew. In namespaces of a node's own only the DNS server is sure to
+// reach others by UDP. Nothing is written yet.
 func chooseResolvers(p Paths, o Options, own netip.Addr, rootless bool) (server, pods resolvConf, err error) {
 	text, err := os.ReadFile(machineResolver)
 	if errors.Is(err, os.ErrNotExist) {

@@ -66,6 +66,7 @@ var children = map[string]func(args []string) error{
 	"kube-proxy":       func(args []string) error { return kubeProxyPackets(args[0]) },
 	"bridge":           func([]string) error { return bridge() },
 	"bridged":          func([]string) error { return bridged() },
+	"raw-udp":          func([]string) error { return rawUDP() },
 	"drop-bridged":     func(args []string) error { return backendOf(args[0], dropBridged) },
 	"hairpin":          func([]string) error { return hairpinOption() },
 	"link-kind":        func([]string) error { return linkKind() },

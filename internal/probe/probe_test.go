@@ -30,6 +30,12 @@ func TestMain(m *testing.M) {
 		return kubeProxyPackets(KubeProxyNftables)
 	}
 	children["no-service"] = func([]string) error { return betweenNetworks(arrivesAtEndpoint) }
+	children["raw-udp-here"] = func([]string) error {
+		if err := exec.Command("ip", "route", "add", "local", farther.String(), "dev", "lo").Run(); err != nil {
+			return err
+		}
+		return rawUDP()
+	}
 	Init()
 	os.Exit(m.Run())
 }
@@ -166,6 +172,19 @@ func TestPacketsOfPods(t *testing.T) {
 	}
 	if err := inNetwork(t.Context(), "no-rules"); err == nil || errors.Is(err, ErrUnclear) || !strings.Contains(err.Error(), "with the address 198.51.100.2") {
 		t.Errorf("without a rule: %v", err)
+	}
+}
+
+// On Linux a raw socket gets what is for the machine itself, and nothing else.
+func TestRawUDP(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("a network namespace needs root")
+	}
+	if err := RawUDP(t.Context()); err == nil || errors.Is(err, ErrUnclear) || !strings.Contains(err.Error(), "does not get what a pod sends") {
+		t.Errorf("of what is for others: %v", err)
+	}
+	if err := inNetwork(t.Context(), "raw-udp-here"); err != nil {
+		t.Errorf("of what is for this machine: %v", err)
 	}
 }
 

@@ -2,39 +2,12 @@ package cluster
 
 import (
 	"fmt"
-	"net"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 
 	"k3s9p/test/gvisor"
 )
-
-// outside serves TCP in the namespace on the other end of eth0, and answers datagrams
-// with what they say.
-func (c *Cluster) outside(t *testing.T) {
-	t.Helper()
-	gvisor.ServeOutside(t, c.Outside)
-	var udp net.PacketConn
-	err := c.Outside(func() (err error) {
-		udp, err = net.ListenPacket("udp", gvisor.OutsideAddress+":8080")
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		data := make([]byte, 2048)
-		for {
-			n, from, err := udp.ReadFrom(data)
-			if err != nil {
-				return
-			}
-			_, _ = udp.WriteTo(data[:n], from)
-		}
-	}()
-	t.Cleanup(func() { udp.Close() })
-}
 
 // move lets a pod download or upload, and returns bytes and MB/s.
 func (c *Cluster) move(t *testing.T, pod corev1.Pod, path string) (bytes int64, rate float64) {
@@ -55,7 +28,7 @@ func (c *Cluster) move(t *testing.T, pod corev1.Pod, path string) (bytes int64, 
 const slowest = 5
 
 func (c *Cluster) egress(t *testing.T, pods []corev1.Pod) {
-	c.outside(t)
+	gvisor.ServeOutside(t, c.Outside)
 	const mib = 50
 	server := gvisor.OutsideAddress + ":8080"
 	other := pods[1].Status.PodIP + ":8080"
@@ -74,9 +47,6 @@ func (c *Cluster) egress(t *testing.T, pods []corev1.Pod) {
 			}
 			t.Logf("%.0f MB/s", rate)
 		})
-	}
-	if c.apart {
-		return // in gVisor datagrams do not leave a second network namespace: docs/rootless.md
 	}
 	t.Run("datagrams", func(t *testing.T) {
 		answer, err := c.AskPod(pods[0], "/datagram?to="+server+"&text=hello")

@@ -13,18 +13,31 @@ import (
 )
 
 // ServeOutside serves N MiB at http://OutsideAddress:8080/bytes?mib=N and counts what
-// is sent to /receive, until the test ends. Outside calls a function in the network
-// namespace on the other end of eth0.
+// is sent to /receive, and answers datagrams with what they say, until the test ends.
+// Outside calls a function in the network namespace on the other end of eth0.
 func ServeOutside(t *testing.T, outside func(func() error) error) {
 	t.Helper()
 	var listener net.Listener
+	var datagrams net.PacketConn
 	err := outside(func() (err error) {
-		listener, err = net.Listen("tcp", OutsideAddress+":8080")
+		if listener, err = net.Listen("tcp", OutsideAddress+":8080"); err == nil {
+			datagrams, err = net.ListenPacket("udp", OutsideAddress+":8080")
+		}
 		return err
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	go func() {
+		data := make([]byte, 64<<10)
+		for {
+			n, from, err := datagrams.ReadFrom(data)
+			if err != nil {
+				return
+			}
+			_, _ = datagrams.WriteTo(data[:n], from)
+		}
+	}()
 	handler := http.NewServeMux()
 	handler.HandleFunc("/bytes", func(w http.ResponseWriter, r *http.Request) {
 		mib, _ := strconv.Atoi(r.FormValue("mib"))
@@ -41,7 +54,10 @@ func ServeOutside(t *testing.T, outside func(func() error) error) {
 	})
 	server := &http.Server{Handler: handler}
 	go func() { _ = server.Serve(listener) }()
-	t.Cleanup(func() { server.Close() })
+	t.Cleanup(func() {
+		server.Close()
+		datagrams.Close()
+	})
 }
 
 // Get asks a web server from the thread that it is called on, as Outside and Within do it:

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -126,6 +127,7 @@ func TestRootless(t *testing.T) {
 		c.Kubectl("delete", "service", "taken")
 	})
 	t.Run("egress", func(t *testing.T) { egress(t, c, pods[0]) })
+	t.Run("datagrams", func(t *testing.T) { datagrams(t, c, pods) })
 	t.Run("logs, exec and ctr", func(t *testing.T) {
 		if out := c.Kubectl("exec", pods[0].Name, "--", "/web", "say", "hello"); strings.TrimSpace(out) != "hello" {
 			t.Errorf("exec prints %q", out)
@@ -265,6 +267,28 @@ func egress(t *testing.T, c *cluster.Cluster, pod corev1.Pod) {
 			continue
 		}
 		t.Logf("%s: %.1f MB/s", way.name, float64(bytes)/1e6/max(seconds, 1e-3))
+	}
+}
+
+// datagrams go to a server outside and come back from there, once, to the pod that has
+// sent them: of any size, and from two pods at a time.
+func datagrams(t *testing.T, c *cluster.Cluster, pods []corev1.Pod) {
+	gvisor.ServeOutside(t, c.Outside)
+	for _, size := range []int{1, 1400, 3000, 20000} {
+		var group sync.WaitGroup
+		for _, pod := range pods {
+			group.Go(func() {
+				text := pod.Name + strings.Repeat("x", size)
+				answer, err := c.AskPod(pod, "/datagram?to="+gvisor.OutsideAddress+":8080&text="+text)
+				if err != nil || answer != text {
+					t.Errorf("%d bytes of %s came back as %d bytes, %.40q, %v", len(text), pod.Name, len(answer), answer, err)
+				}
+			})
+		}
+		group.Wait()
+	}
+	if output, err := c.K3s9p("status"); err != nil || !strings.Contains(output, "UDP by another, which has a raw socket") {
+		t.Errorf("status prints %s, %v", output, err)
 	}
 }
 

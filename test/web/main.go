@@ -301,7 +301,7 @@ func datagram(w http.ResponseWriter, r *http.Request) {
 	}
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
-	answer := make([]byte, 2048)
+	answer := make([]byte, 64<<10)
 	_, err = conn.Write([]byte(r.FormValue("text")))
 	n := 0
 	if err == nil {
