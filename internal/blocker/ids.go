@@ -41,7 +41,11 @@ var fewIDs = Blocker{
 		case err != nil:
 			return unclear(err)
 		case users < userns.IDs || groups < userns.IDs:
-			return Found, fmt.Sprintf("users: %d, groups: %d, of %d that images may have", users, groups, userns.IDs)
+			evidence := fmt.Sprintf("users: %d, groups: %d, of %d that images may have", users, groups, userns.IDs)
+			if why := userns.WhyOneID(); why != "" {
+				evidence += ": " + why
+			}
+			return Found, evidence
 		}
 		return Fine, fmt.Sprintf("users and groups below %d are mapped", userns.IDs)
 	},

@@ -1,7 +1,10 @@
 // Package hint adds to an error what the user can do about it.
 package hint
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+)
 
 // hinted prints its hint on a line of its own, after the error.
 type hinted struct {
@@ -18,3 +21,9 @@ func Add(err error, format string, args ...any) error {
 func (h *hinted) Error() string { return h.err.Error() + "\nhint: " + h.hint }
 
 func (h *hinted) Unwrap() error { return h.err }
+
+// In reports whether an error has a hint already.
+func In(err error) bool {
+	var h *hinted
+	return errors.As(err, &h)
+}

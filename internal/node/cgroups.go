@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"k3s9p/internal/probe"
+	"k3s9p/internal/userns"
 )
 
 // cgroup is the parent of the cgroups of all pods, in each hierarchy.
@@ -20,14 +21,51 @@ const cgroup = "/k3s9p"
 // exists.
 type cgroupsChange struct {
 	Name string `json:"name"`
+	// Delegation is the cgroup that it is in, if it is not the first one.
+	Delegation *delegation `json:"delegation,omitempty"`
 }
 
-func (c cgroupsChange) String() string { return "make the cgroup " + c.Name + " in each hierarchy" }
+// newCgroupsChange makes them where this process, in namespaces of its own or not, has
+// cgroups.
+func newCgroupsChange() (cgroupsChange, error) {
+	c := cgroupsChange{Name: cgroup}
+	if dir := userns.Cgroup(); dir != "" {
+		inode, err := inodeOf(probe.CgroupRoot)
+		if err != nil {
+			return c, err
+		}
+		c.Delegation = &delegation{dir, inode}
+	}
+	return c, nil
+}
+
+func (c cgroupsChange) String() string {
+	if c.Delegation != nil {
+		return c.Delegation.String() + ", and make the cgroup " + c.Name + " beside it"
+	}
+	return "make the cgroup " + c.Name + " in each hierarchy"
+}
+
+// directories are those of the cgroup, as this process sees them.
+func (c cgroupsChange) directories() []string {
+	if c.Delegation == nil {
+		return cgroupDirectories(c.Name)
+	}
+	if dir := c.Delegation.here(); dir != "" {
+		return []string{dir + c.Name}
+	}
+	return nil
+}
 
 func (c cgroupsChange) Make() error {
 	// What a killed node has left whose mount namespace alone showed it has no processes.
-	if err := removeDirectories(cgroupsBelow(cgroupDirectories(c.Name))); err != nil {
+	if err := removeDirectories(cgroupsBelow(c.directories())); err != nil {
 		return err
+	}
+	if c.Delegation != nil {
+		if err := c.Delegation.vacate(); err != nil {
+			return err
+		}
 	}
 	if v2, err := unified(); err != nil {
 		return err
@@ -84,17 +122,15 @@ func enableControllers() error {
 	if err != nil {
 		return err
 	}
-	enable := ""
-	for _, controller := range strings.Fields(string(controllers)) {
-		enable += " +" + controller
-	}
 	if err := os.Mkdir(probe.CgroupRoot+cgroup, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("make a cgroup: %w", err)
 	}
 	for _, dir := range []string{probe.CgroupRoot, probe.CgroupRoot + cgroup} {
-		// Where processes are in the parent this is refused; the kubelet says
-		// what it lacks then.
-		_ = os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte(strings.TrimSpace(enable)), 0o644)
+		for _, controller := range strings.Fields(string(controllers)) {
+			// Where processes are in the parent this is refused; the kubelet says
+			// what it lacks then.
+			_ = os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+controller), 0o644)
+		}
 	}
 	return nil
 }
@@ -116,7 +152,7 @@ func nodeCgroups(p Paths) []string {
 	if err != nil || !recorded || !sameBoot {
 		return nil
 	}
-	return cgroupsBelow(cgroupDirectories(change.Name))
+	return cgroupsBelow(change.directories())
 }
 
 // cgroupsBelow are the given cgroups and all in them, outer ones first.
@@ -140,7 +176,10 @@ func (c cgroupsChange) Undo(sameBoot bool) error {
 		return nil
 	}
 	for deadline := time.Now().Add(3 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		failures := removeDirectories(cgroupsBelow(cgroupDirectories(c.Name)))
+		failures := removeDirectories(cgroupsBelow(c.directories()))
+		if failures == nil && c.Delegation != nil {
+			failures = c.Delegation.restore()
+		}
 		if failures == nil || time.Now().After(deadline) {
 			return failures
 		}

@@ -235,7 +235,7 @@ func TestCgroupsOfOthersAreNotOurs(t *testing.T) {
 	if ours := nodeCgroups(p); len(ours) > 0 {
 		t.Errorf("without a record %v are ours", ours)
 	}
-	if err := p.journal().Record("cgroups", cgroupsChange{name}); err != nil {
+	if err := p.journal().Record("cgroups", cgroupsChange{Name: name}); err != nil {
 		t.Fatal(err)
 	}
 	if ours := nodeCgroups(p); len(ours) != 1 || ours[0] != dir {

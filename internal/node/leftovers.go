@@ -16,7 +16,6 @@ import (
 
 	"k3s9p/internal/blocker"
 	"k3s9p/internal/journal"
-	"k3s9p/internal/rmtree"
 )
 
 // clean takes back what a node has on this machine besides its data, however it
@@ -36,7 +35,7 @@ func clean(p Paths) error {
 		journal.Undo[forwardChange](p.journal(), forwardRecord),
 		blocker.Undo(p.journal()),
 		unbind(p),
-		rmtree.Tree(p.run()),
+		removeData(p.run()),
 	)
 }
 

@@ -14,6 +14,7 @@ import (
 	"k3s9p/internal/hint"
 	"k3s9p/internal/journal"
 	"k3s9p/internal/probe"
+	"k3s9p/internal/userns"
 )
 
 // The changes of the machine that every node makes, by the names of their records in
@@ -64,10 +65,16 @@ func makePlan(ctx context.Context, p Paths, c Cluster, o Options, h *blocker.Hos
 	for _, dir := range c.distribution().covered {
 		plan.Mount("covered", blocker.Cover{Dir: dir, Staging: p.run("cover", filepath.Base(dir))}, "what programs make there ends with the node")
 	}
-	plan.Change(cgroupsRecord, cgroupsChange{cgroup}, "the pods' cgroups are below it")
+	cgroups, err := newCgroupsChange()
+	if err != nil {
+		return plan, err
+	}
+	plan.Change(cgroupsRecord, cgroups, "the pods' cgroups are below it")
 	plan.Change(bridgeRecord, bridgeChange{Name: Bridge, cluster: c, mtu: plan.Settings.Network.MTU}, "pods are connected by it, and the apiserver listens there")
 	switch before := journal.Again(j, forwardRecord, forwarding()); {
 	case before.Before == "" || before.Before == "1":
+	case userns.Cgroup() != "": // this is Linux
+		plan.Mount(forwardRecord, before, "packets pass between pods and the world; it is the node's own network's")
 	case h.Settings.UserNamespace && probe.Sysctl("net.ipv4.ip_forward", "1") != nil:
 		plan.Mount(forwardRecord, forwardCover{p.etc("ip_forward")}, "the bridge plugin insists on writing there; pods leave by a proxy")
 	default:

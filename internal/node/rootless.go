@@ -2,6 +2,7 @@ package node
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -25,6 +26,7 @@ import (
 	"k3s9p/internal/hint"
 	"k3s9p/internal/outside"
 	"k3s9p/internal/probe"
+	"k3s9p/internal/rmtree"
 	"k3s9p/internal/svcproxy"
 	"k3s9p/internal/userns"
 )
@@ -123,6 +125,8 @@ func noRung(privileged, rootless error) error {
 		return hint.Add(err, "%s", forbidden)
 	case os.Geteuid() != 0:
 		return hint.Add(err, "sudo k3s9p up")
+	case hint.In(rootless):
+		return err
 	}
 	return hint.Add(err, "a container needs CAP_SYS_ADMIN and CAP_NET_ADMIN, or user namespaces in which cgroups can be mounted, as in gVisor")
 }
@@ -178,10 +182,6 @@ func nameHolder(supervisor int) outside.Explain {
 }
 
 func startInside(order, reports *os.File) (*exec.Cmd, *net.UnixConn, error) {
-	attributes, err := userns.Attributes()
-	if err != nil {
-		return nil, nil, err
-	}
 	here, there, err := outside.Pair()
 	if err != nil {
 		return nil, nil, err
@@ -190,8 +190,7 @@ func startInside(order, reports *os.File) (*exec.Cmd, *net.UnixConn, error) {
 	cmd := reexec.Command(supervisorName)
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	cmd.ExtraFiles = []*os.File{order, reports, there}
-	cmd.SysProcAttr = attributes
-	if err := cmd.Start(); err != nil {
+	if err := userns.Start(cmd); err != nil {
 		return nil, nil, fmt.Errorf("start the supervisor in namespaces of its own: %w", err)
 	}
 	return cmd, here, nil
@@ -217,28 +216,27 @@ func init() { reexec.Register(planName, printPlan) }
 
 // planInside makes the plan of a node that will be there. Each probe has a deadline.
 func planInside(_ context.Context, o Options) (blocker.Plan, error) {
-	attributes, err := userns.Attributes()
-	if err != nil {
-		return blocker.Plan{}, err
-	}
 	options, err := json.Marshal(o)
 	if err != nil {
 		return blocker.Plan{}, err
 	}
 	cmd := reexec.Command(planName, string(options))
-	cmd.SysProcAttr, cmd.Stderr = attributes, os.Stderr
-	output, err := cmd.Output()
+	var output bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &output, os.Stderr
+	if err = userns.Start(cmd); err == nil {
+		err = cmd.Wait()
+	}
 	if err != nil {
 		return blocker.Plan{}, fmt.Errorf("check in namespaces of its own: %w", err)
 	}
 	var plan blocker.Plan
-	return plan, json.Unmarshal(output, &plan)
+	return plan, json.Unmarshal(output.Bytes(), &plan)
 }
 
 func printPlan() {
 	var o Options
 	var plan blocker.Plan
-	err := json.Unmarshal([]byte(os.Args[1]), &o)
+	err := errors.Join(json.Unmarshal([]byte(os.Args[1]), &o), userns.MountCgroup())
 	if err == nil {
 		plan, err = Rung{Rootless: true}.planHere(context.Background(), o)
 	}
@@ -355,6 +353,47 @@ func forgetNamespaces(p Paths) error {
 		}
 	}
 	return nil
+}
+
+// delegatedLeftovers takes back what a killed node has left in a cgroup that was
+// delegated to its user: another node may be in another one, and not see it.
+func delegatedLeftovers(p Paths) error {
+	var change cgroupsChange
+	recorded, _, err := p.journal().Read(cgroupsRecord, &change)
+	if err != nil || !recorded || change.Delegation == nil {
+		return nil // what is wrong is said later
+	}
+	if running, err := p.running(); err != nil || running {
+		return nil
+	}
+	return stop(p)
+}
+
+// removeName is the name of a process that removes a directory.
+const removeName = "k3s9p-remove"
+
+func init() {
+	reexec.Register(removeName, func() {
+		if err := rmtree.Tree(os.Args[1]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	})
+}
+
+// removeData removes a directory of a node. What is in it of users that were mapped in
+// the node's namespaces is removed in such ones.
+func removeData(dir string) error {
+	err := rmtree.Tree(dir)
+	if os.Geteuid() == 0 || !errors.Is(err, os.ErrPermission) {
+		return err
+	}
+	cmd := reexec.Command(removeName, dir)
+	cmd.Stderr = os.Stderr
+	if err := userns.Start(cmd); err != nil {
+		return err
+	}
+	return cmd.Wait()
 }
 
 // privilegedLeftovers is an error if a node on the other rung was killed: what it has

@@ -26,8 +26,8 @@ import (
 	"k3s9p/internal/probe"
 	"k3s9p/internal/progress"
 	"k3s9p/internal/record"
-	"k3s9p/internal/rmtree"
 	"k3s9p/internal/supervisor"
+	"k3s9p/internal/userns"
 )
 
 // supervisorName is the name that the supervisor is started under. It is the same
@@ -65,11 +65,14 @@ func Up(o Options, ready func()) error {
 	if err := o.check(); err != nil {
 		return err
 	}
+	p := Paths{o.DataDir}
+	if err := delegatedLeftovers(p); err != nil {
+		return fmt.Errorf("clean up after a node that was killed: %w", err)
+	}
 	rung, err := FindRung(context.Background(), o.Rootless)
 	if err != nil {
 		return err
 	}
-	p := Paths{o.DataDir}
 	if running, err := p.running(); err != nil {
 		return err
 	} else if running {
@@ -292,7 +295,7 @@ func newNode(o order, p Paths) (*Node, error) {
 	n := &Node{options: o.Options, paths: p, imported: make(map[string]string), progress: progress.New(false)}
 	var err error
 	if o.Rootless {
-		if err = loopback(); err != nil {
+		if err = errors.Join(loopback(), userns.MountCgroup()); err != nil {
 			return nil, err
 		}
 		if n.outside, err = outside.Use(os.NewFile(outsideFile, "outside")); err != nil {
@@ -409,7 +412,7 @@ func Down(o Options, purge bool, printer *progress.Printer) (bool, error) {
 	if purge {
 		leave(p, printer)
 		step := printer.Step("remove %s", p.Data)
-		if err := rmtree.Tree(p.Data); err != nil {
+		if err := removeData(p.Data); err != nil {
 			step.Fail()
 			return true, err
 		}

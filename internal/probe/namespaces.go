@@ -18,13 +18,19 @@ func Privileges(ctx context.Context) error {
 }
 
 // Namespaces does the same in namespaces of a user namespace of its own, where cgroups
-// have to be mounted too.
+// have to be mounted too. Where they cannot be, the error says what of a delegated cgroup
+// is missing.
 func Namespaces(ctx context.Context) error {
-	attributes, err := userns.Attributes()
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrUnclear, err)
+	if err := inChild(ctx, userns.Start, "privileges"); err != nil {
+		return err
 	}
-	return inChild(ctx, attributes, "namespaces")
+	err := inChild(ctx, userns.Start, "own-cgroups")
+	if err != nil {
+		if _, missing := userns.Delegated(); missing != nil {
+			return fmt.Errorf("%w: %w", err, missing)
+		}
+	}
+	return err
 }
 
 // powers mounts something and makes a bridge.
@@ -38,19 +44,11 @@ func powers() error {
 	return bridge()
 }
 
-func namespaces() error {
-	if err := powers(); err != nil {
-		return err
-	}
-	return cgroups("/dev")
-}
-
-// cgroups mounts a cgroup hierarchy, of either version, below an empty directory and
-// makes a cgroup in it.
-func cgroups(dir string) error {
-	point := filepath.Join(dir, "cgroup")
-	if err := os.Mkdir(point, 0o755); err != nil {
-		return err
+// ownCgroups mounts a cgroup hierarchy, of either version, and makes a cgroup in it.
+func ownCgroups() error {
+	const point = "/dev"
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("keep mounts in a namespace: %w", err)
 	}
 	unified := unix.Mount("cgroup2", point, "cgroup2", 0, "")
 	if unified != nil {

@@ -75,7 +75,7 @@ var children = map[string]func(args []string) error{
 	"cgroup-files":     func(args []string) error { return mountedCgroupFiles(args[0]) },
 	"memory":           func(args []string) error { return use(args[0]) },
 	"privileges":       func([]string) error { return powers() },
-	"namespaces":       func([]string) error { return namespaces() },
+	"own-cgroups":      func([]string) error { return ownCgroups() },
 	"tun":              func([]string) error { return tun() },
 	"oom-score":        func([]string) error { return oomScore() },
 	"tmpfs-options":    func(args []string) error { return tmpfsOptions(args[0]) },
@@ -91,6 +91,9 @@ func Init() {
 }
 
 func child() {
+	// It is lost where the ids of this process were mapped by others (package userns):
+	// who gets capabilities with an exec loses it (prctl(2)).
+	_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
 	err := children[os.Args[1]](os.Args[2:])
 	switch {
 	case err == nil:
@@ -105,16 +108,19 @@ func child() {
 // isolated runs a probe in a child process, in namespaces of its own (clone flags,
 // as of unshare(2)); a mount namespace passes nothing on to others.
 func isolated(ctx context.Context, flags uintptr, name string, args ...string) error {
-	return inChild(ctx, &syscall.SysProcAttr{Unshareflags: flags}, name, args...)
+	start := func(cmd *exec.Cmd) error {
+		cmd.SysProcAttr.Unshareflags = flags
+		return cmd.Start()
+	}
+	return inChild(ctx, start, name, args...)
 }
 
-// inChild runs a probe in a child process with the given attributes.
-func inChild(ctx context.Context, attributes *syscall.SysProcAttr, name string, args ...string) error {
+// inChild runs a probe in a child process, which a function starts.
+func inChild(ctx context.Context, start func(*exec.Cmd) error, name string, args ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	cmd := reexec.Command(append([]string{childName, name}, args...)...)
-	cmd.SysProcAttr = attributes
-	cmd.SysProcAttr.Setpgid, cmd.SysProcAttr.Pdeathsig = true, unix.SIGKILL
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
 	cmd.WaitDelay = time.Second
 	var output bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &output, &output
@@ -123,7 +129,7 @@ func inChild(ctx context.Context, attributes *syscall.SysProcAttr, name string, 
 		// The death signal is bound to this thread (golang.org/issue/27505).
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		err := cmd.Start()
+		err := start(cmd)
 		started <- err
 		if err == nil {
 			ended <- cmd.Wait()

@@ -12,11 +12,7 @@ import (
 
 // Tun makes a tun device in namespaces of a user namespace of its own.
 func Tun(ctx context.Context) error {
-	attributes, err := userns.Attributes()
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrUnclear, err)
-	}
-	return inChild(ctx, attributes, "tun")
+	return inChild(ctx, userns.Start, "tun")
 }
 
 func tun() error {

@@ -21,25 +21,6 @@ import (
 // System V IPC, which has to be allowed to it.
 const namespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
 
-// Attributes are those of a process that starts in namespaces of its own. Ids are the
-// same inside and outside where this process may map more than its own, which becomes
-// root's otherwise.
-func Attributes() (*syscall.SysProcAttr, error) {
-	a := &syscall.SysProcAttr{Cloneflags: namespaces}
-	if !MapsAll() {
-		a.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
-		a.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
-		return a, nil
-	}
-	a.GidMappingsEnableSetgroups = true
-	var err error
-	if a.UidMappings, err = mapped(usersFile); err != nil {
-		return nil, err
-	}
-	a.GidMappings, err = mapped(groupsFile)
-	return a, err
-}
-
 // IDs is how many are mapped at most: images have users below 65536.
 const IDs = 1 << 16
 
@@ -108,9 +89,9 @@ func has(file string, id int) (bool, error) {
 	}), err
 }
 
-// MapsAll reports whether this process may map all ids: it is root, with the
+// mapsAll reports whether this process may map all ids: it is root, with the
 // capabilities for it.
-func MapsAll() bool { return os.Geteuid() == 0 && capable(unix.CAP_SETUID) && capable(unix.CAP_SETGID) }
+func mapsAll() bool { return os.Geteuid() == 0 && capable(unix.CAP_SETUID) && capable(unix.CAP_SETGID) }
 
 // Inside reports whether this process is in a user namespace: not all ids are mapped
 // in it.
