@@ -47,7 +47,13 @@ type Options struct {
 	Security Security
 	Cache    Cache
 	Files    map[string]string // path in the root → file here, or text after a leading "="
+	// DiskGiB is the size of an empty ext4 filesystem, in GiB, on the disk [Disk]; with 0
+	// there is none.
+	DiskGiB int
 }
+
+// Disk is the device of a machine's disk, when virtio_blk is loaded.
+const Disk = "/dev/vda"
 
 // memory of a machine, in MiB, and its processors.
 const (
@@ -77,6 +83,7 @@ func Start(t *testing.T, options Options) *Machine {
 	kernel, err := m.makeRoot(options)
 	m.must(err)
 	m.must(m.makeInitramfs(kernel))
+	m.must(m.makeDisk(options.DiskGiB))
 	m.must(m.boot(kernel, options))
 	return m
 }
@@ -103,6 +110,9 @@ func (m *Machine) boot(kernel kernel, options Options) error {
 		"-netdev", "user,id=net,restrict=on", "-device", "virtio-net-pci,netdev=net,romfile=",
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,server=on,wait=off,path="+m.path("agent"),
 		"-device", "virtserialport,chardev=agent,name="+agent.Port)
+	if options.DiskGiB > 0 {
+		m.process.Args = append(m.process.Args, "-drive", "if=virtio,format=raw,cache=unsafe,file="+m.path("disk.img"))
+	}
 	log, err := os.Create(m.path("qemu.log"))
 	if err != nil {
 		return err
@@ -131,6 +141,19 @@ func (m *Machine) boot(kernel kernel, options Options) error {
 			return fmt.Errorf("the machine does not answer: %w", err)
 		}
 	}
+}
+
+// makeDisk makes a filesystem in a sparse file.
+func (m *Machine) makeDisk(gib int) error {
+	if gib == 0 {
+		return nil
+	}
+	for _, args := range [][]string{{"truncate", "--size", fmt.Sprintf("%dG", gib)}, {"mkfs.ext4", "-q", "-m", "0"}} {
+		if output, err := exec.Command(args[0], append(args[1:], m.path("disk.img"))...).CombinedOutput(); err != nil {
+			return fmt.Errorf("make a disk: %v: %w: %s", args, err, output)
+		}
+	}
+	return nil
 }
 
 // connect connects to the port, which QEMU opens at once, and waits until the agent

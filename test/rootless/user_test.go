@@ -1,20 +1,14 @@
 package rootless
 
 import (
-	"archive/tar"
-	"bytes"
-	"io"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	corev1 "k8s.io/api/core/v1"
 
-	"k3s9p/internal/proof/contract"
 	"k3s9p/test/cluster"
 	"k3s9p/test/gvisor"
 )
@@ -53,13 +47,13 @@ func TestUser(t *testing.T) {
 	c.Up()
 	pods := deploy(c)
 	t.Run("egress", func(t *testing.T) { egress(t, c, pods[0]) })
-	web := webImage(t)
+	web := gvisor.LoadWebImage(t)
 	t.Run("an image of one user is pulled and runs", func(t *testing.T) {
 		run(c, "pulled", registry.Push("web", web))
 		c.Kubectl("wait", "--for=condition=ready", "pod/pulled", "--timeout=60s")
 	})
 	t.Run("an image with a file of another user is named, with the id", func(t *testing.T) {
-		image := registry.Push("several", withFileOf(t, web, 1001))
+		image := registry.Push("several", gvisor.WithFileOf(t, web, 1001))
 		run(c, "several", image)
 		awaitEvent(c, t, "several", "Failed", image, "UID 1001")
 	})
@@ -84,38 +78,6 @@ func TestUser(t *testing.T) {
 		}
 		c.Unchanged(before)
 	})
-}
-
-// webImage is the image that pods run.
-func webImage(t *testing.T) v1.Image {
-	t.Helper()
-	image, err := tarball.ImageFromPath(gvisor.Program(contract.WebImage), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return image
-}
-
-// withFileOf adds a file to an image that belongs to a user.
-func withFileOf(t *testing.T, image v1.Image, user int) v1.Image {
-	t.Helper()
-	var files bytes.Buffer
-	w := tar.NewWriter(&files)
-	err := w.WriteHeader(&tar.Header{Name: "file", Mode: 0o644, Uid: user, Gid: user})
-	if err == nil {
-		err = w.Close()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(files.Bytes())), nil })
-	if err == nil {
-		image, err = mutate.AppendLayers(image, layer)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return image
 }
 
 // run makes a pod of an image that is pulled.

@@ -23,8 +23,8 @@ import (
 type debian struct {
 	Suite    string   `json:"suite"`
 	Packages []string `json:"packages"`
-	// Modules are the directories of a kernel's modules that are kept, if one is among
-	// the packages.
+	// Modules are the directories of a kernel's modules, and single ones (.ko), that are
+	// kept, if a kernel is among the packages.
 	Modules []string `json:"modules"`
 }
 
@@ -104,8 +104,11 @@ func makeRoot(ctx context.Context, b *builder.Builder, d debian, of, prefix stri
 	if len(d.Modules) > 0 {
 		args = append(args, "--dpkgopt=path-exclude=/lib/modules/*/kernel/*", `--extract-hook=chroot "$1" /sbin/depmod "$(ls "$1/lib/modules")"`)
 	}
-	for _, dir := range d.Modules {
-		args = append(args, "--dpkgopt=path-include=/lib/modules/*/kernel/"+dir+"/*")
+	for _, kept := range d.Modules {
+		if filepath.Ext(kept) != ".ko" {
+			kept += "/*"
+		}
+		args = append(args, "--dpkgopt=path-include=/lib/modules/*/kernel/"+kept)
 	}
 	// With a constant time the same packages give the same bytes.
 	env := append(os.Environ(), "SOURCE_DATE_EPOCH=1", "TMPDIR="+dir, "LC_ALL=C")
