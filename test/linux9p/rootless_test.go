@@ -47,6 +47,7 @@ type userMachine struct{ machine }
 
 func startForUser(t *testing.T) userMachine {
 	t.Helper()
+	gvisor.Require(t)
 	several := filepath.Join(t.TempDir(), "several.tar")
 	tag, err := name.NewTag("k3s9p.local/several:1")
 	if err == nil {
