@@ -105,13 +105,7 @@ func newControlPlane(args []string) (*controlPlane, error) {
 // flags.
 func flagsByProgram(args []string) (map[string][]string, error) {
 	flags := make(map[string][]string)
-	for len(args) > 0 {
-		part := args
-		if end := slices.Index(args, "--"); end >= 0 {
-			part, args = args[:end], args[end+1:]
-		} else {
-			args = nil
-		}
+	for _, part := range split(args) {
 		if len(part) == 0 || strings.HasPrefix(part[0], "-") {
 			return nil, errors.New("a program's name is missing; " + controlPlaneUsage)
 		}

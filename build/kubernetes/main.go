@@ -26,6 +26,7 @@ import (
 	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
 	kubeadm "k8s.io/kubernetes/cmd/kubeadm/app"
+	kubeadmcmd "k8s.io/kubernetes/cmd/kubeadm/app/cmd"
 	kubeadmerrors "k8s.io/kubernetes/cmd/kubeadm/app/util/errors"
 	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 )
@@ -39,7 +40,7 @@ var programs = map[string]func(){
 	"kube-proxy":              func() { os.Exit(cli.Run(proxy.NewProxyCommand())) },
 	"kube-scheduler":          func() { os.Exit(cli.Run(scheduler.NewSchedulerCommand())) },
 	"kube-control-plane":      runControlPlane,
-	"kubeadm":                 func() { kubeadmerrors.HandleError(kubeadm.Run()) },
+	"kubeadm":                 runKubeadm,
 	"kubectl":                 runKubectl,
 	"kubelet":                 func() { os.Exit(cli.Run(kubelet.NewKubeletCommand(context.Background()))) },
 }
@@ -51,6 +52,35 @@ func runKubectl() {
 	if err := cli.RunNoErrOutput(cmd.NewDefaultKubectlCommand()); err != nil {
 		util.CheckErr(err)
 	}
+}
+
+// runKubeadm runs several commands of kubeadm if "--" separates them: to start a program of
+// this size takes longer than most of them.
+func runKubeadm() {
+	commands := split(os.Args[1:])
+	if len(commands) < 2 {
+		kubeadmerrors.HandleError(kubeadm.Run())
+		return
+	}
+	for _, args := range commands {
+		command := kubeadmcmd.NewKubeadmCommand(os.Stdin, os.Stdout, os.Stderr)
+		command.SetArgs(args)
+		kubeadmerrors.HandleError(command.Execute()) // ends the program if there is one
+	}
+}
+
+// split splits arguments at "--".
+func split(args []string) (parts [][]string) {
+	for len(args) > 0 {
+		part := args
+		if end := slices.Index(args, "--"); end >= 0 {
+			part, args = args[:end], args[end+1:]
+		} else {
+			args = nil
+		}
+		parts = append(parts, part)
+	}
+	return parts
 }
 
 func main() {

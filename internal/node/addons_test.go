@@ -34,7 +34,7 @@ func TestAddOnManifests(t *testing.T) {
 			endpoint = "10.43.0.10"
 		}
 		if !n.options.has(metricsAddOn) {
-			if err := n.metricsKubeconfig(t.Context()); err != nil {
+			if err := n.metricsKubeconfig(); err != nil {
 				t.Errorf("without metrics-server its kubeconfig: %v", err)
 			}
 		}

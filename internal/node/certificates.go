@@ -17,7 +17,7 @@ import (
 	"os/exec"
 	"strings"
 
-	"golang.org/x/sync/errgroup"
+	clientcmd "k8s.io/client-go/tools/clientcmd/api/v1"
 	"sigs.k8s.io/yaml"
 
 	"k3s9p/internal/rmtree"
@@ -81,65 +81,98 @@ func (n *Node) certificates(ctx context.Context) error {
 	}
 	const complete = "complete" // kubeadm was not interrupted
 	if _, err := os.Stat(n.paths.pkiFile(complete)); err == nil {
-		return errors.Join(n.kubeletCertificate(), n.metricsKubeconfig(ctx))
+		return errors.Join(n.kubeletCertificate(), n.metricsKubeconfig())
 	}
 	// Nothing has used them yet, and kubeadm refuses a key without its certificate.
 	if err := errors.Join(rmtree.Tree(n.paths.pki()), rmtree.Tree(n.paths.kubeconfigs())); err != nil {
 		return err
 	}
-	if _, err := n.kubeadm(ctx, "init", "phase", "certs", "all", "--config="+file); err != nil {
+	// In one process: to start one of this size takes gVisor longer than what it is started for.
+	if err := kubeadm(ctx, n.program("kubeadm"),
+		"init", "phase", "certs", "all", "--config="+file, "--",
+		"init", "phase", "kubeconfig", "all", "--config="+file, "--kubeconfig-dir="+n.paths.kubeconfigs()); err != nil {
 		return err
 	}
-	var rest errgroup.Group
-	rest.Go(func() error {
-		_, err := n.kubeadm(ctx, "init", "phase", "kubeconfig", "all", "--config="+file, "--kubeconfig-dir="+n.paths.kubeconfigs())
-		return err
-	})
-	rest.Go(func() error {
-		dns, err := n.userKubeconfig(ctx, dnsUser)
-		if err != nil {
-			return err
-		}
-		return writeFile(n.paths.conf("coredns"), dns, 0o600)
-	})
-	rest.Go(func() error { return n.metricsKubeconfig(ctx) })
-	rest.Go(n.kubeletCertificate)
-	if err := rest.Wait(); err != nil {
+	if err := errors.Join(n.userKubeconfig(coredns, dnsUser), n.metricsKubeconfig(), n.kubeletCertificate()); err != nil {
 		return err
 	}
 	return writeFile(n.paths.pkiFile(complete), nil, 0o600)
 }
 
-// userKubeconfig makes the kubeconfig of a user that is no administrator.
-func (n *Node) userKubeconfig(ctx context.Context, user string) ([]byte, error) {
-	return n.kubeadm(ctx, "kubeconfig", "user", "--config="+n.paths.etc("kubeadm.yaml"), "--client-name="+user, "--validity-period="+validity)
+// authority is that of the cluster.
+func (n *Node) authority() (tls.Certificate, error) {
+	authority, err := tls.LoadX509KeyPair(n.paths.pkiFile("ca.crt"), n.paths.pkiFile("ca.key"))
+	if err != nil {
+		err = fmt.Errorf("read the authority of the cluster: %w", err)
+	}
+	return authority, err
+}
+
+// userKubeconfig makes the kubeconfig of a user that is no administrator, as kubeadm
+// kubeconfig user does, unless there is one.
+func (n *Node) userKubeconfig(conf, user string) error {
+	file := n.paths.conf(conf)
+	if _, err := os.Stat(file); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	authority, err := n.authority()
+	if err != nil {
+		return err
+	}
+	data, err := kubeconfigBy(authority, user, clientcmd.Cluster{
+		Server:                   fmt.Sprintf("https://%s:%d", n.cluster.Address(), port),
+		CertificateAuthorityData: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: authority.Certificate[0]}),
+	})
+	if err != nil {
+		return err
+	}
+	return writeFile(file, data, 0o600)
+}
+
+// kubeconfigBy is the kubeconfig of a user whom an authority for clients has given a
+// certificate.
+func kubeconfigBy(authority tls.Certificate, user string, cluster clientcmd.Cluster) ([]byte, error) {
+	certificate, key, err := issue(authority, x509.Certificate{
+		Subject:     pkix.Name{CommonName: user},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make the certificate of %s: %w", user, err)
+	}
+	return kubeconfigOf(cluster, certificate, key)
 }
 
 // kubeletCertificate makes what the kubelet serves with until down, signed by the
 // authority of the cluster: who asks it can check it. Without one the kubelet signs
 // for itself, with two RSA keys, which takes gVisor half a second.
 func (n *Node) kubeletCertificate() error {
-	authority, err := tls.LoadX509KeyPair(n.paths.pkiFile("ca.crt"), n.paths.pkiFile("ca.key"))
-	if err != nil {
-		return fmt.Errorf("read the authority of the cluster: %w", err)
-	}
-	key, encoded, err := newKey()
+	authority, err := n.authority()
 	if err != nil {
 		return err
 	}
-	certificate, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+	certificate, key, err := issue(authority, x509.Certificate{
 		Subject:     pkix.Name{Organization: []string{nodesGroup}, CommonName: nodeUser(n.cluster.NodeName)},
 		DNSNames:    []string{n.cluster.NodeName, "localhost"},
 		IPAddresses: []net.IP{n.cluster.Address().AsSlice(), net.IPv4(127, 0, 0, 1)},
-		NotBefore:   authority.Leaf.NotBefore,
-		NotAfter:    authority.Leaf.NotAfter,
-		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}, authority.Leaf, key.Public(), authority.PrivateKey)
+	})
 	if err != nil {
 		return fmt.Errorf("make the kubelet's certificate: %w", err)
 	}
-	return n.writeServing(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}), encoded)
+	return n.writeServing(certificate, key)
+}
+
+// issue makes a key and a certificate for it that is valid as long as that of the
+// authority, and returns both as PEM.
+func issue(authority tls.Certificate, wish x509.Certificate) (certificate, key []byte, err error) {
+	private, key, err := newKey()
+	if err != nil {
+		return nil, nil, err
+	}
+	wish.NotBefore, wish.NotAfter = authority.Leaf.NotBefore, authority.Leaf.NotAfter
+	wish.KeyUsage = x509.KeyUsageDigitalSignature
+	signed, err := x509.CreateCertificate(rand.Reader, &wish, authority.Leaf, private.Public(), authority.PrivateKey)
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: signed}), key, err
 }
 
 // newKey makes a private key, and returns it as PEM too.
@@ -159,17 +192,13 @@ func (n *Node) writeServing(certificate, key []byte) error {
 		writeFile(n.paths.etc(kubeletServing+".key"), key, 0o600))
 }
 
-func (n *Node) kubeadm(ctx context.Context, args ...string) ([]byte, error) {
-	return kubeadm(ctx, n.program("kubeadm"), args...)
-}
-
-func kubeadm(ctx context.Context, program string, args ...string) ([]byte, error) {
+// kubeadm runs commands of it, which "--" separates.
+func kubeadm(ctx context.Context, program string, args ...string) error {
 	cmd := exec.CommandContext(ctx, program, args...)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	output, err := cmd.Output()
-	if err != nil {
-		return nil, fmt.Errorf("kubeadm %s: %w: %s", strings.Join(args[:min(4, len(args))], " "), err, strings.TrimSpace(stderr.String()+string(output)))
+	// It ends before a collection of its garbage has paid.
+	cmd.Env = append(os.Environ(), "GOGC=off")
+	if output, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("kubeadm %s: %w: %s", strings.Join(args[:min(4, len(args))], " "), err, strings.TrimSpace(string(output)))
 	}
-	return output, nil
+	return nil
 }

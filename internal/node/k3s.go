@@ -2,15 +2,10 @@ package node
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"maps"
-	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -268,22 +263,7 @@ func (n *Node) k3sCredentials(context.Context) error {
 	if err := yaml.Unmarshal(data, &admin); err != nil || len(admin.Clusters) == 0 {
 		return errors.Join(fmt.Errorf("%s names no cluster", n.paths.Kubeconfig()), err)
 	}
-	private, key, err := newKey()
-	if err != nil {
-		return err
-	}
-	certificate, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()),
-		Subject:      pkix.Name{CommonName: dnsUser},
-		NotBefore:    authority.Leaf.NotBefore,
-		NotAfter:     authority.Leaf.NotAfter,
-		KeyUsage:     x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}, authority.Leaf, private.Public(), authority.PrivateKey)
-	if err != nil {
-		return fmt.Errorf("make the certificate of the DNS server: %w", err)
-	}
-	config, err := kubeconfigOf(admin.Clusters[0].Cluster, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}), key)
+	config, err := kubeconfigBy(authority, dnsUser, admin.Clusters[0].Cluster)
 	if err != nil {
 		return err
 	}

@@ -1,13 +1,8 @@
 package node
 
 import (
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -15,11 +10,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 	clientcmd "k8s.io/client-go/tools/clientcmd/api/v1"
-	"sigs.k8s.io/yaml"
 
 	"k3s9p/internal/blocker"
 	"k3s9p/internal/config"
@@ -266,17 +259,7 @@ func TestProgramsOfK3s(t *testing.T) {
 // for, and of the apiserver that the administrator's kubeconfig names.
 func TestK3sCredentials(t *testing.T) {
 	n := k3sNode(t, Options{})
-	private, key, err := newKey()
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "k3s-client-ca"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign}
-	encoded, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	authority := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: encoded})
+	authority, key := newAuthority(t, "k3s-client-ca")
 	admin, err := kubeconfigOf(clientcmd.Cluster{Server: "https://127.0.0.1:6443", CertificateAuthorityData: authority}, authority, key)
 	if err != nil {
 		t.Fatal(err)
@@ -290,20 +273,8 @@ func TestK3sCredentials(t *testing.T) {
 	if err := n.k3sCredentials(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	data, err := os.ReadFile(n.paths.conf(coredns))
-	var config clientcmd.Config
-	if err := errors.Join(err, yaml.Unmarshal(data, &config)); err != nil || config.Clusters[0].Cluster.Server != "https://127.0.0.1:6443" {
-		t.Fatalf("the kubeconfig is %s, %v", data, err)
-	}
-	block, _ := pem.Decode(config.AuthInfos[0].AuthInfo.ClientCertificateData)
-	certificate, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(authority)
-	if _, err := certificate.Verify(x509.VerifyOptions{Roots: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil || certificate.Subject.CommonName != dnsUser || len(certificate.Subject.Organization) > 0 {
-		t.Errorf("the DNS server is %v, %v", certificate.Subject, err)
+	if server, subject := userOf(t, n.paths.conf(coredns), authority); server != "https://127.0.0.1:6443" || subject.CommonName != dnsUser || len(subject.Organization) > 0 {
+		t.Errorf("the DNS server asks %s, as %v", server, subject)
 	}
 	n.options.Disable = []string{dnsAddOn}
 	n.paths = Paths{t.TempDir()}

@@ -35,23 +35,16 @@ func (n *Node) byKubeProxy() bool {
 // kubeProxyServes starts kube-proxy, and waits until the Service of the apiserver is
 // there.
 func (n *Node) kubeProxyServes(ctx context.Context) error {
-	if err := n.startKubeProxy(ctx); err != nil {
+	if err := n.startKubeProxy(); err != nil {
 		return err
 	}
 	service := netip.AddrPortFrom(n.cluster.APIService(), 443).String()
 	return n.supervisor.Await(ctx, func(context.Context) error { return dials("tcp", service) }, kine, controlPlane, kubeProxy)
 }
 
-func (n *Node) startKubeProxy(ctx context.Context) error {
-	conf := n.paths.conf(kubeProxy)
-	if _, err := os.Stat(conf); errors.Is(err, os.ErrNotExist) {
-		data, err := n.userKubeconfig(ctx, kubeProxyUser)
-		if err == nil {
-			err = writeFile(conf, data, 0o600)
-		}
-		if err != nil {
-			return err
-		}
+func (n *Node) startKubeProxy() error {
+	if err := n.userKubeconfig(kubeProxy, kubeProxyUser); err != nil {
+		return err
 	}
 	// A process of the node reaches addresses of Services also where there is no default
 	// route; the route ends with the bridge.
@@ -70,7 +63,7 @@ func (n *Node) startKubeProxy(ctx context.Context) error {
 		return err
 	}
 	args := []string{
-		"--kubeconfig=" + conf,
+		"--kubeconfig=" + n.paths.conf(kubeProxy),
 		"--hostname-override=" + n.cluster.NodeName,
 		"--proxy-mode=" + mode,
 		"--cluster-cidr=" + n.cluster.ClusterCIDR.String(),

@@ -2,9 +2,7 @@ package node
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"time"
 )
 
@@ -37,19 +35,11 @@ func (n *Node) metricsServerArgs() []string {
 
 // metricsKubeconfig makes the kubeconfig of metrics-server, also for a cluster that is
 // older than it.
-func (n *Node) metricsKubeconfig(ctx context.Context) error {
+func (n *Node) metricsKubeconfig() error {
 	if !n.options.has(metricsAddOn) {
 		return nil
 	}
-	file := n.paths.conf("metrics-server")
-	if _, err := os.Stat(file); !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	conf, err := n.userKubeconfig(ctx, metricsUser)
-	if err != nil {
-		return err
-	}
-	return writeFile(file, conf, 0o600)
+	return n.userKubeconfig("metrics-server", metricsUser)
 }
 
 // The paths of what metrics-server serves.

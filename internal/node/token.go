@@ -150,8 +150,7 @@ func admit(ctx context.Context, p Paths, c Cluster, version string, t joinToken,
 	if err := file.Close(); err != nil {
 		return err
 	}
-	_, err = kubeadm(ctx, program, "init", "phase", "bootstrap-token", "--skip-token-print", "--config="+file.Name(), "--kubeconfig="+p.conf("super-admin"))
-	return err
+	return kubeadm(ctx, program, "init", "phase", "bootstrap-token", "--skip-token-print", "--config="+file.Name(), "--kubeconfig="+p.conf("super-admin"))
 }
 
 const secretsPath = "/api/v1/namespaces/kube-system/secrets"
