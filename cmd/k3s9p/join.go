@@ -13,7 +13,7 @@ import (
 func joinCommand() *cobra.Command {
 	var o node.Options
 	cmd := &cobra.Command{
-		Use:   "join",
+		Use:   "join [-- ARGUMENT OF k3s agent…]",
 		Short: "Make this machine a node of a cluster on another one, and wait for Ready",
 		Long: `Make this machine a node of the cluster that k3s9p up has brought up on another one, and
 keep it running until Ctrl-C. k3s9p token create prints the command to type, on the
@@ -21,13 +21,13 @@ server. Both machines have to be on one network. Once a node has joined, k3s9p d
 k3s9p up stop and continue it, without the token.`,
 		Example: `  k3s9p join --server https://192.0.2.2:6443 --token K10… --detach
   K3S9P_TOKEN=K10… k3s9p join --server https://192.0.2.2:6443 --node-name second`,
-		Args: cobra.NoArgs,
+		Args: afterDash,
 	}
 	server := cmd.Flags().String("server", "", "the URL of the cluster's apiserver")
 	token := cmd.Flags().String("token", "", "the token that k3s9p token create has printed on the server")
 	dryRun := nodeFlags(cmd, &o)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		o.DataDir = dataDir(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		o.DataDir, o.K3sArgs = dataDir(cmd), args
 		o, err := node.Discover(cmd.Context(), o, *server, *token)
 		if err != nil {
 			return explain(err)

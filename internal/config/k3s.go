@@ -11,11 +11,13 @@ import (
 	"github.com/pelletier/go-toml/v2"
 )
 
-// K3sNode is what a k3s server is told besides the choices. Empty values leave it to
-// k3s.
+// K3sNode is what k3s is told besides the choices. Empty values leave it to k3s.
 type K3sNode struct {
-	Data string // its data directory
-	Name string // of the node
+	// Server is the URL of the server of an agent, and TokenFile has its token; without one
+	// it is a server itself.
+	Server, TokenFile string
+	Data              string // its data directory
+	Name              string // of the node
 	// Address is that of the bridge, which is there: the pod network is the bridge's, and
 	// the address the node's. Without one the pod network is k3s's.
 	Address                  string
@@ -27,7 +29,7 @@ type K3sNode struct {
 	Confined bool
 }
 
-// K3s are the arguments and files by which a k3s server gets choices. The files are by
+// K3s are the arguments and files by which k3s gets choices. The files are by
 // their paths; they are written before k3s starts, which keeps them.
 type K3s struct {
 	Args  []string
@@ -37,12 +39,18 @@ type K3s struct {
 // K3s renders the choices for k3s. On a machine without any blocker it says nothing
 // that k3s does not do by itself.
 func (s Settings) K3s(node K3sNode) (K3s, error) {
+	agent := node.Server != ""
 	args := []string{"server"}
+	if agent {
+		args[0] = "agent"
+	}
 	flag := func(name, value string) {
 		if value != "" {
 			args = append(args, "--"+name+"="+value)
 		}
 	}
+	flag("server", node.Server)
+	flag("token-file", node.TokenFile)
 	flag("data-dir", node.Data)
 	flag("node-name", node.Name)
 	flag("cluster-cidr", node.ClusterCIDR)
@@ -52,10 +60,12 @@ func (s Settings) K3s(node K3sNode) (K3s, error) {
 	if node.Address != "" {
 		// gVisor does not bring a pod's packets to the address of eth0: the node's is the bridge's.
 		flag("node-ip", node.Address)
+	}
+	if node.Address != "" && !agent { // an agent asks its server for the rest
 		flag("advertise-address", node.Address)
 		args = append(args, "--flannel-backend=none")
 	}
-	if s.Network.Services == ServiceProxy {
+	if s.Network.Services == ServiceProxy && !agent {
 		// The policies and the load balancer are made of the same rules as kube-proxy.
 		args = append(args, "--disable-kube-proxy", "--disable-network-policy")
 		disable = append([]string{"traefik", "servicelb"}, disable...)
@@ -71,7 +81,9 @@ func (s Settings) K3s(node K3sNode) (K3s, error) {
 		flag("kubelet-arg", "runtime-cgroups=")
 		plugins := filepath.Join(s.Kubelet.RootDir, "volume-plugins")
 		flag("kubelet-arg", "volume-plugin-dir="+plugins)
-		flag("kube-controller-manager-arg", "flex-volume-plugin-dir="+plugins)
+		if !agent {
+			flag("kube-controller-manager-arg", "flex-volume-plugin-dir="+plugins)
+		}
 	}
 	if s.Containerd.Snapshotter != Default().Containerd.Snapshotter {
 		flag("snapshotter", s.Containerd.Snapshotter)

@@ -58,7 +58,8 @@ func (n *Node) writeAddOns() (names []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	values := strings.NewReplacer("DNS_ADDRESS", n.cluster.DNS().String(), "DNS_ENDPOINT", n.dnsEndpoint().String(), "METRICS_PORT", strconv.Itoa(metricsPort), "SETTINGS", string(settings))
+	values := strings.NewReplacer("DNS_ADDRESS", n.cluster.DNS().String(), "DNS_ENDPOINT", n.dnsEndpoint().String(), "METRICS_PORT", strconv.Itoa(metricsPort),
+		"TOKEN_GROUP", n.distribution().admission.group, "SETTINGS", string(settings))
 	entries, err := addOnManifests.ReadDir("addons")
 	if err != nil {
 		return nil, err

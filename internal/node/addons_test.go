@@ -20,7 +20,7 @@ func TestAddOnManifests(t *testing.T) {
 	if err := writeFile(filepath.Join(n.paths.Manifests(), "dns.yaml"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	others := []string{"Role kube-system/k3s9p:join", "RoleBinding kube-system/k3s9p:join", "ClusterRole k3s9p:node", "ClusterRoleBinding k3s9p:node", "ValidatingAdmissionPolicy k3s9p-node", "ValidatingAdmissionPolicyBinding k3s9p-node", "ConfigMap kube-system/k3s9p"}
+	others := []string{"Role kube-system/k3s9p:join", "RoleBinding kube-system/k3s9p:join", "ClusterRole k3s9p:join", "ClusterRoleBinding k3s9p:join", "ClusterRole k3s9p:node", "ClusterRoleBinding k3s9p:node", "ValidatingAdmissionPolicy k3s9p-node", "ValidatingAdmissionPolicyBinding k3s9p-node", "ConfigMap kube-system/k3s9p"}
 	for _, step := range []struct{ disable, objects []string }{
 		{nil, []string{"ClusterRole k3s9p:coredns", "ClusterRoleBinding k3s9p:coredns", "Service kube-system/kube-dns", "EndpointSlice kube-system/kube-dns",
 			"ClusterRole system:aggregated-metrics-reader", "ClusterRole system:metrics-server", "ClusterRoleBinding system:metrics-server", "ClusterRoleBinding metrics-server:system:auth-delegator", "Service kube-system/metrics-server", "APIService v1beta1.metrics.k8s.io", "others", "StorageClass local-path"}},

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -26,7 +27,8 @@ import (
 type client struct {
 	http   *http.Client
 	server string
-	token  string // what it says who it is by, where that is no certificate
+	token  string      // what it says who it is by, where that is no certificate
+	header http.Header // what else it says
 }
 
 // newClient asks as the user of a kubeconfig that has one, of one cluster.
@@ -185,6 +187,7 @@ func (c *client) request(ctx context.Context, method, path, contentType string, 
 	if err != nil {
 		return nil, err
 	}
+	maps.Copy(request.Header, c.header)
 	request.Header.Set("Content-Type", contentType)
 	request.Header.Set("Accept", "application/json")
 	if c.token != "" {

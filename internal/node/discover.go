@@ -21,6 +21,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"k3s9p/internal/hint"
+	"k3s9p/internal/record"
 )
 
 // Joining is a cluster that this machine is going to join.
@@ -81,13 +82,19 @@ func Discover(ctx context.Context, o Options, server, token string) (Options, er
 	if err != nil {
 		return o, err
 	}
-	info, err := clusterInfo(ctx, server)
+	build, err := buildOf()
 	if err != nil {
 		return o, err
 	}
-	if o.Joining.Authority, err = authorityOf(info, server, t); err != nil {
+	admission := distributionOf(build.Distribution).admission
+	greeting, err := admission.ask(ctx, server)
+	if err != nil {
 		return o, err
 	}
+	if err := admission.recognizes(greeting.authority, server, t); err != nil {
+		return o, err
+	}
+	o.Joining.Authority = greeting.authority
 	client, err := trusting(server, o.Joining.Authority)
 	if err != nil {
 		return o, err
@@ -95,10 +102,10 @@ func Discover(ctx context.Context, o Options, server, token string) (Options, er
 	client.token, o.Joining.Token = t.bootstrap, t.bootstrap
 	settings, err := readSettings(ctx, client)
 	if err != nil {
-		return o, refused(err, info, server, t)
+		return o, refused(err, greeting, server, t)
 	}
 	o.Joining.ClusterCIDR, o.Joining.ServiceCIDR = settings.ClusterCIDR, settings.ServiceCIDR
-	return o, welcome(ctx, client, o)
+	return o, welcome(ctx, client, o, build)
 }
 
 // serverURL is the URL of an apiserver as a user names it.
@@ -114,18 +121,45 @@ func serverURL(text string) (string, error) {
 	return "https://" + host, nil
 }
 
-// clusterInfo is what a server tells everybody of its cluster, once it has tokens.
-func clusterInfo(ctx context.Context, server string) (info corev1.ConfigMap, err error) {
-	// Who it is the token says: see authorityOf.
-	err = clientOf(server, &tls.Config{InsecureSkipVerify: true}).get(ctx, clusterInfoPath, &info) //nolint:gosec // nothing is sent
+// greeting is what a server tells everybody of its cluster.
+type greeting struct {
+	authority []byte          // in PEM
+	tokens    map[string]bool // the ids of those that there are; nil if it does not tell
+}
+
+// anybody is a client that does not know yet whose server it asks: the token says that,
+// see recognizes.
+func anybody(server string) *client {
+	return clientOf(server, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // nothing is sent
+}
+
+// closed is the error about a server that answers, and has no cluster for other nodes.
+func closed(server string, err error) error {
 	var status *statusError
-	switch {
-	case err == nil:
-		return info, nil
-	case errors.As(err, &status):
-		return info, hint.Add(fmt.Errorf("%s has no cluster that a node can join: %w", server, err), "k3s9p token create on the server makes a token, and lets nodes join")
+	if !errors.As(err, &status) {
+		return unreachable(server, err)
 	}
-	return info, unreachable(server, err)
+	return hint.Add(fmt.Errorf("%s has no cluster that this file can join: %w", server, err),
+		"k3s9p token create on the server makes a token, and lets nodes join; both machines have to have a k3s9p of the same distribution")
+}
+
+// clusterInfo is the greeting of a server that kubeadm has made tokens for.
+func clusterInfo(ctx context.Context, server string) (greeting, error) {
+	var info corev1.ConfigMap
+	if err := anybody(server).get(ctx, clusterInfoPath, &info); err != nil {
+		return greeting{}, closed(server, err)
+	}
+	var config clientcmd.Config
+	if err := yaml.Unmarshal([]byte(info.Data[bootstrap.KubeConfigKey]), &config); err != nil || len(config.Clusters) == 0 {
+		return greeting{}, errors.Join(fmt.Errorf("%s does not say which cluster it is of", server), err)
+	}
+	g := greeting{config.Clusters[0].Cluster.CertificateAuthorityData, make(map[string]bool)}
+	for key := range info.Data {
+		if id, ok := strings.CutPrefix(key, bootstrap.JWSSignatureKeyPrefix); ok {
+			g.tokens[id] = true
+		}
+	}
+	return g, nil
 }
 
 // unreachable is the error about a server that does not answer.
@@ -137,22 +171,17 @@ func unreachable(server string, err error) error {
 	return hint.Add(fmt.Errorf("the server %s is not reached: %w", server, err), "k3s9p status on the server shows whether it runs; its port has to be open to this machine")
 }
 
-// authorityOf is the authority of the cluster, which has to be the one of the token.
-func authorityOf(info corev1.ConfigMap, server string, t joinToken) ([]byte, error) {
-	var config clientcmd.Config
-	if err := yaml.Unmarshal([]byte(info.Data[bootstrap.KubeConfigKey]), &config); err != nil || len(config.Clusters) == 0 {
-		return nil, errors.Join(fmt.Errorf("%s does not say which cluster it is of", server), err)
-	}
-	authority := config.Clusters[0].Cluster.CertificateAuthorityData
-	hash, err := hashOf(authority)
+// recognizes returns an error if the authority of a server is not the one of the token.
+func (a admission) recognizes(authority []byte, server string, t joinToken) error {
+	hash, err := a.hash(authority)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", server, err)
+		return fmt.Errorf("%s: %w", server, err)
 	}
 	if hash != t.authority {
-		return nil, hint.Add(fmt.Errorf("the token is of another cluster than %s: it names the authority %s…, and that one has %s…", server, t.authority[:12], hash[:12]),
+		return hint.Add(fmt.Errorf("the token is of another cluster than %s: it names the authority %s…, and that one has %s…", server, t.authority[:12], hash[:12]),
 			"k3s9p token create on that server makes one for it")
 	}
-	return authority, nil
+	return nil
 }
 
 // trusting is a client of an apiserver whose certificate is of an authority.
@@ -165,13 +194,14 @@ func trusting(server string, authority []byte) (*client, error) {
 }
 
 // refused says why a server does not take a token.
-func refused(err error, info corev1.ConfigMap, server string, t joinToken) error {
+func refused(err error, g greeting, server string, t joinToken) error {
 	const another = "k3s9p token create on the server makes another one"
 	var status *statusError
 	var untrusted *tls.CertificateVerificationError
-	_, known := info.Data[bootstrap.JWSSignatureKeyPrefix+t.id()]
 	switch {
-	case answered(err, http.StatusUnauthorized) && known:
+	case answered(err, http.StatusUnauthorized) && g.tokens == nil:
+		return hint.Add(fmt.Errorf("%s refuses the token %s: there is none of that id (any more), or it has another secret", server, t.id()), "copy all of the token, or: "+another)
+	case answered(err, http.StatusUnauthorized) && g.tokens[t.id()]:
 		return hint.Add(fmt.Errorf("%s refuses the token: it has a token %s, but with another secret", server, t.id()), "copy all of the token, or: "+another)
 	case answered(err, http.StatusUnauthorized):
 		return hint.Add(fmt.Errorf("%s refuses the token: it has no token %s (any more); it has expired, or was deleted", server, t.id()), another)
@@ -184,12 +214,8 @@ func refused(err error, info corev1.ConfigMap, server string, t joinToken) error
 }
 
 // welcome looks whether the cluster can have this node.
-func welcome(ctx context.Context, client *client, o Options) error {
+func welcome(ctx context.Context, client *client, o Options, build record.Build) error {
 	name, err := o.nodeName()
-	if err != nil {
-		return err
-	}
-	build, err := buildOf()
 	if err != nil {
 		return err
 	}

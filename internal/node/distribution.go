@@ -37,6 +37,8 @@ type distribution struct {
 	listening, listeningServers []listener
 	// fits returns an error about a node that this distribution cannot be.
 	fits func(Options, Cluster, Rung) error
+	// admission is how other machines become nodes of its clusters.
+	admission admission
 	// services is empty if the planned server of Services will do, and why not otherwise.
 	services string
 }
@@ -69,6 +71,7 @@ func kubernetesDistribution() distribution {
 		bound:     func(Paths) map[string]string { return nil },
 		settings:  func(*config.Settings, Paths) {},
 		fits:      noK3sArgs,
+		admission: kubeadmAdmission(),
 		listening: []listener{{kubelet, "tcp", ":10250"}, {kubelet, "tcp", "127.0.0.1:10248"}},
 		listeningServers: []listener{
 			{"kube-apiserver", "tcp", fmt.Sprintf(":%d", port)}, {"metrics-server", "tcp", fmt.Sprintf("127.0.0.1:%d", metricsPort)},
@@ -81,7 +84,7 @@ func (n *Node) kubernetesSteps() []step {
 	var runtime errgroup.Group
 	return []step{
 		{title: "unpack the programs", do: n.unpack},
-		{title: "join the cluster", do: n.join, of: joined},
+		{title: "join the cluster", do: n.join(n.enroll, n.servingCertificate), of: joined},
 		{title: "check and fix the machine", do: n.fix},
 		{title: "make the pod network", do: n.podNetwork},
 		{title: "add routes to the other nodes", do: plain(n.syncNodes, n.publishServer), of: joined},

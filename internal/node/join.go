@@ -25,34 +25,37 @@ import (
 	"k3s9p/internal/hint"
 )
 
-// join makes this machine a node of the cluster: the first time for the token, later
-// with what it got for that.
-func (n *Node) join(ctx context.Context) (string, error) {
-	if !n.paths.credentials() {
-		if err := n.enroll(ctx); err != nil {
+// join makes this machine a node of the cluster: the first time it enrolls for the token,
+// later it has what it got for that. Then it does what else there is to do.
+func (n *Node) join(enroll func(context.Context) error, then ...func(context.Context) error) func(context.Context) (string, error) {
+	return func(ctx context.Context) (string, error) {
+		if !n.paths.credentials() {
+			if err := enroll(ctx); err != nil {
+				return "", err
+			}
+		}
+		client, err := newClient(n.paths.conf("kubelet"))
+		if err != nil {
 			return "", err
 		}
+		n.client = client
+		if err := n.awaitServer(ctx); err != nil {
+			return "", err
+		}
+		settings, err := readSettings(ctx, client)
+		if err != nil {
+			return "", err
+		}
+		n.options.Disable = append(n.options.Disable, settings.Disable...)
+		if err := n.register(ctx); err != nil {
+			return "", err
+		}
+		if err := n.awaitPodCIDR(ctx); err != nil {
+			return "", err
+		}
+		_, err = plain(then...)(ctx)
+		return fmt.Sprintf("node %s, pods in %s", n.cluster.NodeName, n.cluster.Pods), err
 	}
-	client, err := newClient(n.paths.conf("kubelet"))
-	if err != nil {
-		return "", err
-	}
-	n.client = client
-	if err := n.awaitServer(ctx); err != nil {
-		return "", err
-	}
-	settings, err := readSettings(ctx, client)
-	if err != nil {
-		return "", err
-	}
-	n.options.Disable = append(n.options.Disable, settings.Disable...)
-	if err := n.register(ctx); err != nil {
-		return "", err
-	}
-	if err := n.awaitPodCIDR(ctx); err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("node %s, pods in %s", n.cluster.NodeName, n.cluster.Pods), n.servingCertificate(ctx)
 }
 
 // enroll gets a certificate for the token.

@@ -36,6 +36,7 @@ func k3sDistribution() distribution {
 		configure: (*Node).configureK3s,
 		endPods:   (*Node).endK3s,
 		server:    []string{k3s},
+		admission: k3sAdmission(),
 		services:  "the rules that the kube-proxy in k3s writes would stay",
 		unpacked:  4, // its file, and three times as much that this unpacks
 		bin:       func(p Paths, _ string) string { return p.k3sBin() },
@@ -51,9 +52,11 @@ func k3sDistribution() distribution {
 		fits:     fitsK3s,
 		listening: []listener{
 			{k3s, "tcp", ":10250"}, {k3s, "tcp", "127.0.0.1:10248"}, {k3s, "tcp", "127.0.0.1:10010"},
+			// The apiserver behind the supervisor, or the agent's way to it.
+			{k3s, "tcp", fmt.Sprintf("127.0.0.1:%d", port+1)},
 		},
 		listeningServers: []listener{
-			{k3s, "tcp", fmt.Sprintf(":%d", port)}, {k3s, "tcp", fmt.Sprintf("127.0.0.1:%d", port+1)},
+			{k3s, "tcp", fmt.Sprintf(":%d", port)},
 			{k3s, "tcp", "127.0.0.1:10257"}, {k3s, "tcp", "127.0.0.1:10258"}, {k3s, "tcp", "127.0.0.1:10259"},
 		},
 	}
@@ -67,14 +70,14 @@ func (p Paths) k3sBin() string            { return p.k3s("data", "current", "bin
 var ownFlags = map[string]string{
 	"data-dir": "--data-dir", "d": "--data-dir", "node-name": "--node-name", "cluster-cidr": "--cluster-cidr", "service-cidr": "--service-cidr",
 	"write-kubeconfig": "k3s9p kubeconfig", "o": "k3s9p kubeconfig", "https-listen-port": "--publish PORT:NODEPORT for ports of Services", "config": "/etc/rancher/k3s/config.yaml", "c": "/etc/rancher/k3s/config.yaml",
+	"server": "k3s9p join --server", "s": "k3s9p join --server", "token": joinWithToken, "t": joinWithToken, "token-file": joinWithToken,
 }
+
+const joinWithToken = "k3s9p token create makes tokens, and k3s9p join --token takes them"
 
 // fitsK3s returns an error about what k3s is not started as, or with.
 func fitsK3s(o Options, c Cluster, rung Rung) error {
-	switch {
-	case c.Joined():
-		return hint.Add(errors.New("this file carries k3s, and k3s9p join does not start that as an agent"), "docs/k3s.md says how to start k3s agent by hand; a k3s9p of DISTRO=kubernetes joins clusters of its kind")
-	case rung.Rootless:
+	if rung.Rootless {
 		return hint.Add(fmt.Errorf("this file carries k3s, which k3s9p starts with the privileges of root only, and it would run %s", rung), "a container needs CAP_SYS_ADMIN and CAP_NET_ADMIN for it; a k3s9p of DISTRO=kubernetes needs neither")
 	}
 	for _, arg := range o.K3sArgs {
@@ -98,12 +101,16 @@ func noK3sArgs(o Options, c Cluster, _ Rung) error {
 func (n *Node) k3sSteps() []step {
 	return []step{
 		{title: "unpack the programs", do: n.unpackK3s},
+		{title: "join the cluster", do: n.join(n.enrollK3s), of: joined},
 		{title: "check and fix the machine", do: n.fix},
 		{title: "make the pod network", do: n.podNetwork},
-		{title: "start k3s", do: plain(n.startK3s, n.k3sServes, n.publishServer)},
+		{title: "add routes to the other nodes", do: plain(n.syncNodes, n.publishServer), of: joined},
+		{title: "start k3s as an agent", do: plain(n.startK3s), of: joined},
+		{title: "start k3s", do: plain(n.startK3s, n.k3sServes, n.publishServer, n.addOns, n.k3sCredentials), of: servers},
 		{title: "wait for the container runtime", do: plain(n.runtimeReady)},
-		{title: "start DNS and Services", do: plain(n.addOns, n.k3sCredentials, n.dns, n.openServices)},
-		{title: "wait until the node is Ready", do: plain(n.ready, n.register)},
+		{title: "start DNS and Services", do: plain(n.dns, n.openServices)},
+		{title: "wait until the node is Ready", do: plain(n.ready, n.register), of: servers},
+		{title: "wait until the node is Ready", do: plain(n.ready, n.keepCertificate), of: joined},
 	}
 }
 
@@ -160,11 +167,14 @@ func (n *Node) configureK3s() error {
 				"--data-dir names a directory on another filesystem; a k3s9p of DISTRO=kubernetes runs on this one")
 		}
 	}
-	told, err := n.plan.Settings.K3s(config.K3sNode{
-		Data: n.paths.k3s(), Name: n.cluster.NodeName, Address: n.cluster.Address().String(),
-		ClusterCIDR: n.cluster.ClusterCIDR.String(), ServiceCIDR: n.cluster.ServiceCIDR.String(),
-		Disable: n.withoutK3s, Kubeconfig: n.paths.Kubeconfig(), Confined: true,
-	})
+	node := config.K3sNode{Data: n.paths.k3s(), Name: n.cluster.NodeName, Address: n.cluster.Address().String(), Confined: true}
+	if n.cluster.Joined() {
+		node.Server, node.TokenFile = n.cluster.Server, n.paths.k3sToken()
+	} else {
+		node.ClusterCIDR, node.ServiceCIDR = n.cluster.ClusterCIDR.String(), n.cluster.ServiceCIDR.String()
+		node.Disable, node.Kubeconfig = n.withoutK3s, n.paths.Kubeconfig()
+	}
+	told, err := n.plan.Settings.K3s(node)
 	if err != nil {
 		return err
 	}
@@ -174,7 +184,7 @@ func (n *Node) configureK3s() error {
 		}
 	}
 	n.k3sArgs = told.Args
-	if bits := n.cluster.nodeBits(); bits != defaultNodeBits {
+	if bits := n.cluster.nodeBits(); bits != defaultNodeBits && !n.cluster.Joined() {
 		n.k3sArgs = append(n.k3sArgs, fmt.Sprintf("--kube-controller-manager-arg=node-cidr-mask-size=%d", bits))
 	}
 	for flag, args := range map[string][]string{
@@ -255,19 +265,28 @@ func (n *Node) k3sCredentials(context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read the authority of k3s for clients: %w", err)
 	}
-	data, err := os.ReadFile(n.paths.Kubeconfig())
+	cluster, err := clusterIn(n.paths.Kubeconfig())
 	if err != nil {
 		return err
 	}
-	var admin clientcmd.Config
-	if err := yaml.Unmarshal(data, &admin); err != nil || len(admin.Clusters) == 0 {
-		return errors.Join(fmt.Errorf("%s names no cluster", n.paths.Kubeconfig()), err)
-	}
-	config, err := kubeconfigBy(authority, dnsUser, admin.Clusters[0].Cluster)
+	config, err := kubeconfigBy(authority, dnsUser, cluster)
 	if err != nil {
 		return err
 	}
 	return writeFile(n.paths.conf(coredns), config, 0o600)
+}
+
+// clusterIn is the one of a kubeconfig.
+func clusterIn(file string) (clientcmd.Cluster, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return clientcmd.Cluster{}, err
+	}
+	var config clientcmd.Config
+	if err := yaml.Unmarshal(data, &config); err != nil || len(config.Clusters) == 0 {
+		return clientcmd.Cluster{}, errors.Join(fmt.Errorf("%s names no cluster", file), err)
+	}
+	return config.Clusters[0].Cluster, nil
 }
 
 // endK3s ends k3s, and containerd with it, and starts containerd without it, for who ends
@@ -296,5 +315,5 @@ func (n *Node) shareAddOns() {
 	if n.options.has(metricsAddOn) {
 		n.lacking = map[string]string{metricsAddOn: "none: the image of k3s's metrics-server is not in this file"}
 	}
-	n.options.Disable = append(n.options.Disable, metricsAddOn, nodesAddOn)
+	n.options.Disable = append(n.options.Disable, metricsAddOn)
 }

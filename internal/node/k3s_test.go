@@ -35,8 +35,7 @@ func k3sNode(t *testing.T, o Options) *Node {
 // A node of each distribution has the steps of that, and the network, the fixes and
 // Services are the same steps.
 func TestStepsOfDistributions(t *testing.T) {
-	titles := func(name string) (all []string) {
-		c := Cluster{Distribution: name}
+	titlesOf := func(c Cluster) (all []string) {
 		for _, s := range c.distribution().steps(&Node{cluster: c}) {
 			if s.isOf(c) {
 				all = append(all, s.title)
@@ -44,6 +43,7 @@ func TestStepsOfDistributions(t *testing.T) {
 		}
 		return all
 	}
+	titles := func(name string) []string { return titlesOf(Cluster{Distribution: name}) }
 	ours, theirs := titles("kubernetes"), titles(k3sName)
 	for _, title := range []string{"unpack the programs", "check and fix the machine", "make the pod network", "wait until the node is Ready"} {
 		if !slices.Contains(ours, title) || !slices.Contains(theirs, title) {
@@ -55,6 +55,12 @@ func TestStepsOfDistributions(t *testing.T) {
 	}
 	if slices.Index(theirs, "make the pod network") > slices.Index(theirs, "start k3s") {
 		t.Errorf("k3s starts before the bridge has its address: %q", theirs)
+	}
+	agent := titlesOf(Cluster{Distribution: k3sName, Server: "https://192.0.2.2:6443"})
+	want := []string{"unpack the programs", "join the cluster", "check and fix the machine", "make the pod network", "add routes to the other nodes",
+		"start k3s as an agent", "wait for the container runtime", "start DNS and Services", "wait until the node is Ready"}
+	if !slices.Equal(agent, want) {
+		t.Errorf("the steps of an agent are %q", agent)
 	}
 }
 
@@ -190,7 +196,8 @@ func TestFitsK3s(t *testing.T) {
 		{Options{K3sArgs: []string{"--data-dir=/x"}}, of(k3sName), Rung{}, "k3s9p tells k3s its --data-dir itself"},
 		{Options{K3sArgs: []string{"-d", "/x"}}, of(k3sName), Rung{}, "k3s9p tells k3s its --d itself"},
 		{Options{}, of(k3sName), Rung{Rootless: true, Why: "this process is not root"}, "with the privileges of root only"},
-		{Options{}, Cluster{Distribution: k3sName, Server: "https://192.0.2.2:6443"}, Rung{}, "join does not start"},
+		{Options{}, Cluster{Distribution: k3sName, Server: "https://192.0.2.2:6443"}, Rung{}, ""},
+		{Options{K3sArgs: []string{"--token=secret"}}, of(k3sName), Rung{}, "k3s9p tells k3s its --token itself"},
 		{Options{K3sArgs: []string{"--debug"}}, of("kubernetes"), Rung{}, "--debug is for k3s, and this file carries kubernetes"},
 	} {
 		t.Run(fmt.Sprint(i), func(t *testing.T) {

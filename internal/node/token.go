@@ -63,6 +63,36 @@ func hashOf(authority []byte) (string, error) {
 	return hex.EncodeToString(sum[:]), nil
 }
 
+// admission is how other machines become nodes of a cluster, which differs between
+// distributions.
+type admission struct {
+	// admin and authority are the files of the kubeconfig of who makes tokens, and of the
+	// authority of the server.
+	admin, authority func(Paths) string
+	// hash is that of the authority in a token.
+	hash func(authority []byte) (string, error)
+	// group is that of who has a token.
+	group string
+	// admit lets the cluster take a token, and whoever has it in.
+	admit func(ctx context.Context, p Paths, state State, t joinToken, ttl time.Duration, description string) error
+	// ask asks a server what it tells everybody.
+	ask func(ctx context.Context, server string) (greeting, error)
+}
+
+// kubeadmAdmission is that of kubeadm.
+func kubeadmAdmission() admission {
+	return admission{
+		admin:     func(p Paths) string { return p.conf("super-admin") },
+		authority: func(p Paths) string { return p.pkiFile("ca.crt") },
+		hash:      hashOf,
+		group:     kubeadmGroup,
+		admit:     admit,
+		ask:       clusterInfo,
+	}
+}
+
+const kubeadmGroup = "system:bootstrappers:kubeadm:default-node-token"
+
 // DefaultTokenTTL is how long a token is valid, as with kubeadm.
 const DefaultTokenTTL = 24 * time.Hour
 
@@ -92,18 +122,19 @@ func CreateToken(ctx context.Context, dataDir string, ttl time.Duration, descrip
 	if err := awaitSettings(ctx, client); err != nil {
 		return Token{}, err
 	}
-	authority, err := os.ReadFile(p.pkiFile("ca.crt"))
+	admission := state.Cluster.distribution().admission
+	authority, err := os.ReadFile(admission.authority(p))
 	if err != nil {
 		return Token{}, fmt.Errorf("read the authority of the cluster: %w", err)
 	}
 	var t joinToken
-	if t.authority, err = hashOf(authority); err != nil {
+	if t.authority, err = admission.hash(authority); err != nil {
 		return Token{}, err
 	}
 	if t.bootstrap, err = bootstraputil.GenerateBootstrapToken(); err != nil {
 		return Token{}, err
 	}
-	if err := admit(ctx, p, *state.Cluster, state.Version, t, ttl, description); err != nil {
+	if err := admission.admit(ctx, p, state, t, ttl, cmp.Or(description, "k3s9p token create")); err != nil {
 		return Token{}, err
 	}
 	made := Token{ID: t.id(), Description: description, Token: t.String(), Server: fmt.Sprintf("https://%s:%d", state.Address, port)}
@@ -127,10 +158,10 @@ func awaitSettings(ctx context.Context, client *client) error {
 }
 
 // admit lets kubeadm make a bootstrap token, and all that a node is allowed with it.
-func admit(ctx context.Context, p Paths, c Cluster, version string, t joinToken, ttl time.Duration, description string) error {
-	config, err := kubeadmConfig(p, c, version, map[string]any{
-		"token": t.bootstrap, "ttl": ttl.String(), "description": cmp.Or(description, "k3s9p token create"),
-		"usages": []string{"signing", "authentication"}, "groups": []string{"system:bootstrappers:kubeadm:default-node-token"},
+func admit(ctx context.Context, p Paths, state State, t joinToken, ttl time.Duration, description string) error {
+	config, err := kubeadmConfig(p, *state.Cluster, state.Version, map[string]any{
+		"token": t.bootstrap, "ttl": ttl.String(), "description": description,
+		"usages": []string{"signing", "authentication"}, "groups": []string{kubeadmGroup},
 	})
 	if err != nil {
 		return err
@@ -217,6 +248,6 @@ func controlPlaneOf(dataDir string) (Paths, State, *client, error) {
 	if err != nil {
 		return p, state, nil, err
 	}
-	client, err := newClient(p.conf("super-admin"))
+	client, err := newClient(state.Cluster.distribution().admission.admin(p))
 	return p, state, client, err
 }

@@ -47,7 +47,7 @@ const experiment = "experiment"
 
 // All are the scenarios, in the order in which they run.
 var All = []Scenario{
-	{Name: "cluster", Everywhere: true, Distributions: both, Natively: "^TestCluster$"}, {Name: "rootless", Everywhere: true}, {Name: "install"}, {Name: "application", Natively: "."}, {Name: "multinode", Natively: "."}, {Name: "updown"}, {Name: "crash", Distributions: both, Natively: "^TestCrash$"}, {Name: "undo"}, {Name: "poor"},
+	{Name: "cluster", Everywhere: true, Distributions: both, Natively: "^TestCluster$"}, {Name: "rootless", Everywhere: true}, {Name: "install"}, {Name: "application", Natively: "."}, {Name: "multinode", Distributions: both, Natively: "."}, {Name: "updown"}, {Name: "crash", Distributions: both, Natively: "^TestCrash$"}, {Name: "undo"}, {Name: "poor"},
 	{Name: "native"}, {Name: experiment, Everywhere: true}, {Name: "pods", Everywhere: true}, {Name: "stats", Everywhere: true}, {Name: "overlayroot"}, {Name: "hungmount"},
 	{Name: "k3s", Everywhere: true, Distributions: []string{k3s}},
 	{Name: "linux9p", Virtual: true},
