@@ -40,6 +40,7 @@ Ready, and k3s9p down ends it.`,
 	cmd.Flags().StringVar(&o.Rootless, "rootless", node.RootlessAuto, "always, or never, in namespaces of its own, which need no privileges (default: auto, where privileges are missing)")
 	cmd.Flags().Lookup("rootless").NoOptDefVal = node.RootlessAlways
 	cmd.Flags().StringVar(&o.Network, "network", "", "none: the cluster reaches nothing outside (default: what this machine reaches)")
+	cmd.Flags().StringVar(&o.Services, "services", "", "proxy: serve Services in userspace also where the kernel can (default: what this machine can)")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		o.DataDir, o.K3sArgs = dataDir(cmd), args
 		return bringUp(cmd, o, *dryRun)

@@ -24,6 +24,8 @@ type K3sNode struct {
 	ClusterCIDR, ServiceCIDR string
 	Disable                  []string // k3s's names of add-ons
 	Kubeconfig               string   // the file for that of the administrator
+	// KubeProxy are flags of kube-proxy, where that serves Services.
+	KubeProxy []string
 	// Confined says that containerd makes nothing outside of its directories, and the
 	// kubelet no cgroup but those of pods: what is not made need not be taken back.
 	Confined bool
@@ -65,10 +67,18 @@ func (s Settings) K3s(node K3sNode) (K3s, error) {
 		flag("advertise-address", node.Address)
 		args = append(args, "--flannel-backend=none")
 	}
-	if s.Network.Services == ServiceProxy && !agent {
-		// The policies and the load balancer are made of the same rules as kube-proxy.
-		args = append(args, "--disable-kube-proxy", "--disable-network-policy")
+	// An agent has kube-proxy if its server has.
+	nobody := s.Network.Services == ServiceProxy || s.Network.Services == ""
+	if nobody && !agent {
+		args = append(args, "--disable-kube-proxy")
+	}
+	if (nobody || node.Confined) && !agent {
+		// The policies and the load balancer are made of rules of iptables, which stay.
+		args = append(args, "--disable-network-policy")
 		disable = append([]string{"traefik", "servicelb"}, disable...)
+	}
+	for _, arg := range node.KubeProxy {
+		flag("kube-proxy-arg", arg)
 	}
 	flag("disable", strings.Join(disable, ","))
 	flag("pause-image", s.Containerd.PauseImage)

@@ -141,6 +141,7 @@ func TestEachChoiceOfK3s(t *testing.T) {
 		"pings":           {func(s *Settings) { s.Containerd.UnprivilegedPorts = false }, nil, "enable_unprivileged_icmp = false"},
 		"OOM scores":      {func(s *Settings) { s.Containerd.RestrictOOMScore = true }, nil, "restrict_oom_score_adj = true"},
 		"user namespace":  {func(s *Settings) { s.UserNamespace = true }, []string{"--kubelet-arg=feature-gates=KubeletInUserNamespace=true"}, "disable_apparmor = true"},
+		"no Services":     {func(s *Settings) { s.Network.Services = "" }, []string{"--disable-kube-proxy", "--disable-network-policy"}, ""},
 		"Services":        {func(s *Settings) { s.Network.Services = ServiceProxy }, []string{"--disable-kube-proxy", "--disable-network-policy", "--disable=traefik,servicelb"}, ""},
 		"the pause image": {func(s *Settings) { s.Containerd.PauseImage = "example.com/pause:2" }, []string{"--pause-image=example.com/pause:2"}, ""},
 	} {
@@ -163,6 +164,8 @@ func TestEachChoiceOfK3s(t *testing.T) {
 		"its network": {K3sNode{Address: "10.42.0.1"}, nil, "conf_dir = '/data/agent/etc/cni/net.d'"},
 		"kubeconfig":  {K3sNode{Kubeconfig: "/admin.conf"}, []string{"--write-kubeconfig=/admin.conf"}, ""},
 		"cgroups":     {K3sNode{Confined: true}, []string{"--kubelet-arg=kubelet-cgroups=", "--kubelet-arg=runtime-cgroups=", "--kubelet-arg=volume-plugin-dir=/var/lib/kubelet/volume-plugins", "--kube-controller-manager-arg=flex-volume-plugin-dir=/var/lib/kubelet/volume-plugins"}, "disable = true"},
+		"policies":    {K3sNode{Confined: true, Disable: []string{"coredns"}}, []string{"--disable-network-policy", "--disable=traefik,servicelb,coredns"}, "disable = true"},
+		"kube-proxy":  {K3sNode{KubeProxy: []string{"proxy-mode=nftables"}}, []string{"--kube-proxy-arg=proxy-mode=nftables"}, ""},
 		"namespaces":  {K3sNode{Confined: true}, nil, "netns_mounts_under_state_dir = true"},
 	} {
 		k := start(none, c.node)

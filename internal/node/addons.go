@@ -54,7 +54,7 @@ const addOnPrefix = "k3s9p-"
 // writeAddOns puts the manifests of the add-ons into the directory of manifests, and
 // removes those of what is disabled. It returns the names of the files.
 func (n *Node) writeAddOns() (names []string, err error) {
-	settings, err := json.Marshal(clusterSettings{n.cluster.ClusterCIDR, n.cluster.ServiceCIDR, n.options.Disable})
+	settings, err := json.Marshal(clusterSettings{n.cluster.ClusterCIDR, n.cluster.ServiceCIDR, n.options.Disable, n.byKubeProxy() && n.distribution().startKubeProxy == nil})
 	if err != nil {
 		return nil, err
 	}

@@ -48,6 +48,9 @@ type clusterSettings struct {
 	ClusterCIDR netip.Prefix `json:"clusterCIDR"`
 	ServiceCIDR netip.Prefix `json:"serviceCIDR"`
 	Disable     []string     `json:"disable"`
+	// KubeProxy says that kube-proxy serves Services, on all nodes: k3s has it in it, and the
+	// server decides.
+	KubeProxy bool `json:"kubeProxy,omitempty"`
 }
 
 func readSettings(ctx context.Context, c *client) (s clusterSettings, err error) {
@@ -104,6 +107,7 @@ func Discover(ctx context.Context, o Options, server, token string) (Options, er
 	if err != nil {
 		return o, refused(err, greeting, server, t)
 	}
+	o.KubeProxy = settings.KubeProxy
 	o.Joining.ClusterCIDR, o.Joining.ServiceCIDR = settings.ClusterCIDR, settings.ServiceCIDR
 	return o, welcome(ctx, client, o, build)
 }

@@ -39,8 +39,11 @@ type distribution struct {
 	fits func(Options, Cluster, Rung) error
 	// admission is how other machines become nodes of its clusters.
 	admission admission
-	// services is empty if the planned server of Services will do, and why not otherwise.
-	services string
+	// refusesKubeProxy is why kube-proxy does not serve Services in a mode, or empty.
+	refusesKubeProxy func(mode string) string
+	// startKubeProxy starts it on a node that serves Services by it; nil where another
+	// program has it in it.
+	startKubeProxy func(*Node) error
 }
 
 // k3sName is how the record of a build and cluster.json call it.
@@ -72,7 +75,10 @@ func kubernetesDistribution() distribution {
 		settings:  func(*config.Settings, Paths) {},
 		fits:      noK3sArgs,
 		admission: kubeadmAdmission(),
-		listening: []listener{{kubelet, "tcp", ":10250"}, {kubelet, "tcp", "127.0.0.1:10248"}},
+
+		refusesKubeProxy: func(string) string { return "" },
+		startKubeProxy:   (*Node).startKubeProxy,
+		listening:        []listener{{kubelet, "tcp", ":10250"}, {kubelet, "tcp", "127.0.0.1:10248"}},
 		listeningServers: []listener{
 			{"kube-apiserver", "tcp", fmt.Sprintf(":%d", port)}, {"metrics-server", "tcp", fmt.Sprintf("127.0.0.1:%d", metricsPort)},
 		},

@@ -41,7 +41,7 @@ func (n *Node) dnsEndpoint() netip.Addr {
 
 // dns starts CoreDNS as a process of the node.
 func (n *Node) dns(context.Context) error {
-	if !n.options.has(dnsAddOn) {
+	if !n.options.has(dnsAddOn) || n.cluster.Joined() && n.byKubeProxy() { // the one of the server is reached
 		return nil
 	}
 	forward := n.upstream

@@ -19,6 +19,7 @@ import (
 	"k3s9p/internal/blocker"
 	"k3s9p/internal/config"
 	"k3s9p/internal/hint"
+	"k3s9p/internal/probe"
 	"k3s9p/internal/rmtree"
 	"k3s9p/internal/supervisor"
 )
@@ -37,10 +38,16 @@ func k3sDistribution() distribution {
 		endPods:   (*Node).endK3s,
 		server:    []string{k3s},
 		admission: k3sAdmission(),
-		services:  "the rules that the kube-proxy in k3s writes would stay",
-		unpacked:  4, // its file, and three times as much that this unpacks
-		bin:       func(p Paths, _ string) string { return p.k3sBin() },
-		plugins:   func(p Paths, _ string) string { return p.k3s("data", "cni") },
+
+		refusesKubeProxy: func(mode string) string {
+			if mode == probe.KubeProxyNftables {
+				return ""
+			}
+			return "the rules that the kube-proxy in k3s writes by " + mode + " would stay"
+		},
+		unpacked: 4, // its file, and three times as much that this unpacks
+		bin:      func(p Paths, _ string) string { return p.k3sBin() },
+		plugins:  func(p Paths, _ string) string { return p.k3s("data", "cni") },
 		bound: func(p Paths) map[string]string {
 			return map[string]string{
 				"/run/k3s/containerd": filepath.Dir(p.Containerd()),
@@ -105,8 +112,8 @@ func (n *Node) k3sSteps() []step {
 		{title: "check and fix the machine", do: n.fix},
 		{title: "make the pod network", do: n.podNetwork},
 		{title: "add routes to the other nodes", do: plain(n.syncNodes, n.publishServer), of: joined},
-		{title: "start k3s as an agent", do: plain(n.startK3s), of: joined},
-		{title: "start k3s", do: plain(n.startK3s, n.k3sServes, n.publishServer, n.addOns, n.k3sCredentials), of: servers},
+		{title: "start k3s as an agent", do: plain(n.letKubeProxy, n.startK3s), of: joined},
+		{title: "start k3s", do: plain(n.letKubeProxy, n.startK3s, n.k3sServes, n.publishServer, n.addOns, n.k3sCredentials), of: servers},
 		{title: "wait for the container runtime", do: plain(n.runtimeReady)},
 		{title: "start DNS and Services", do: plain(n.dns, n.openServices)},
 		{title: "wait until the node is Ready", do: plain(n.ready, n.register), of: servers},
@@ -173,6 +180,11 @@ func (n *Node) configureK3s() error {
 	} else {
 		node.ClusterCIDR, node.ServiceCIDR = n.cluster.ClusterCIDR.String(), n.cluster.ServiceCIDR.String()
 		node.Disable, node.Kubeconfig = n.withoutK3s, n.paths.Kubeconfig()
+	}
+	if n.byKubeProxy() {
+		for _, flag := range n.kubeProxyFlags() {
+			node.KubeProxy = append(node.KubeProxy, strings.TrimLeft(flag, "-"))
+		}
 	}
 	told, err := n.plan.Settings.K3s(node)
 	if err != nil {

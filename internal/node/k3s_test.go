@@ -16,6 +16,7 @@ import (
 
 	"k3s9p/internal/blocker"
 	"k3s9p/internal/config"
+	"k3s9p/internal/probe"
 )
 
 // k3sNode is a node of k3s in a data directory of its own, with a plan for a sandbox.
@@ -117,11 +118,15 @@ func TestConfigureK3s(t *testing.T) {
 	n.options = Options{}
 	n.cluster.ClusterCIDR = netip.MustParsePrefix("10.42.0.0/25")
 	n.plan.Settings.Containerd.Tmpfs = 1 << 30
+	n.plan.Settings.Network.Services = probe.KubeProxyNftables
 	if err := n.configureK3s(); err != nil {
 		t.Fatal(err)
 	}
 	if !slices.Contains(n.k3sArgs, "--kube-controller-manager-arg=node-cidr-mask-size=25") || slices.Contains(n.k3sArgs, "zone=a") {
 		t.Errorf("k3s gets %q", n.k3sArgs)
+	}
+	if !slices.Contains(n.k3sArgs, "--kube-proxy-arg=proxy-mode=nftables") || slices.Contains(n.k3sArgs, "--disable-kube-proxy") {
+		t.Errorf("where the kernel serves Services k3s gets %q", n.k3sArgs)
 	}
 	for _, gone := range []string{n.paths.at("k3s", "agent", "images", "k3s9p-user"), filepath.Join(n.paths.Logs(), "containerd.log")} {
 		if _, err := os.Lstat(gone); err == nil {
@@ -142,8 +147,7 @@ func TestK3sWithoutSockets(t *testing.T) {
 	}
 }
 
-// The plan's server of Services is not k3s's own kube-proxy, and its places, programs and
-// ports are those of k3s.
+// The plan's places, programs and ports are those of k3s.
 func TestPlanOfK3s(t *testing.T) {
 	n := k3sNode(t, Options{})
 	host := hostOf(n.paths, n.cluster, n.bundle)
@@ -178,8 +182,57 @@ func TestPlanOfK3s(t *testing.T) {
 	if !plan.Covered("/etc/rancher/k3s/k3s.yaml") {
 		t.Error("what k3s makes in /etc/rancher/k3s would stay there")
 	}
-	if plan.Settings.Network.Services != config.ServiceProxy || slices.ContainsFunc(plan.Changes, func(c blocker.Change) bool { return c.ID == kubeProxyRecord }) {
+	if plan.Settings.Network.Services == probe.KubeProxyIptables {
 		t.Errorf("Services: %s, changes %v", plan.Explain(blocker.Services), plan.Changes)
+	}
+}
+
+// Who serves Services: kube-proxy where the kernel can and its rules can be taken back, and
+// with k3s on all nodes or on none.
+func TestWhoServesServices(t *testing.T) {
+	for name, c := range map[string]struct {
+		mode, distribution string
+		o                  Options
+		joined             bool
+		services, reason   string
+	}{
+		"kubernetes":                 {probe.KubeProxyIptables, "kubernetes", Options{}, false, "iptables", ""},
+		"k3s":                        {probe.KubeProxyNftables, k3sName, Options{}, false, "nftables", ""},
+		"k3s by iptables":            {probe.KubeProxyIptables, k3sName, Options{}, false, config.ServiceProxy, "the rules that the kube-proxy in k3s writes by iptables would stay"},
+		"k3s in gVisor":              {config.ServiceProxy, k3sName, Options{}, false, config.ServiceProxy, ""},
+		"--services=proxy":           {probe.KubeProxyNftables, k3sName, Options{Services: ServicesProxy}, false, config.ServiceProxy, "--services=proxy asks for it"},
+		"--disable services":         {probe.KubeProxyNftables, k3sName, Options{Disable: []string{servicesAddOn}}, false, "", "--disable services"},
+		"an agent":                   {probe.KubeProxyNftables, k3sName, Options{KubeProxy: true}, true, "nftables", ""},
+		"an agent of a proxy":        {probe.KubeProxyNftables, k3sName, Options{}, true, config.ServiceProxy, "its own DNS server"},
+		"an agent that cannot":       {config.ServiceProxy, k3sName, Options{KubeProxy: true}, true, "error", "here it cannot"},
+		"an agent by iptables":       {probe.KubeProxyIptables, k3sName, Options{KubeProxy: true}, true, "error", "by iptables would stay"},
+		"a node of the other's kind": {probe.KubeProxyNftables, "kubernetes", Options{}, true, config.ServiceProxy, "its own DNS server"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if c.services == probe.KubeProxyNftables && othersServices(Paths{t.TempDir()}) {
+				t.Skip("a kube-proxy of somebody else has its rules here")
+			}
+			plan := blocker.Plan{}
+			plan.Settings.Network.Services = c.mode
+			cluster := Cluster{Distribution: c.distribution}
+			if c.joined {
+				cluster.Server = "https://192.0.2.2:6443"
+			}
+			err := planServices(&plan, Paths{t.TempDir()}, cluster, c.o, "/kube-proxy")
+			if c.services == "error" {
+				if err == nil || !strings.Contains(err.Error(), c.reason) || !strings.Contains(err.Error(), "hint: on the server: k3s9p down; k3s9p up --services=proxy") {
+					t.Errorf("%v", err)
+				}
+				return
+			}
+			if err != nil || plan.Settings.Network.Services != c.services || !strings.Contains(plan.Explain(blocker.Services), c.reason) {
+				t.Errorf("%q, %s, %v", plan.Settings.Network.Services, plan.Explain(blocker.Services), err)
+			}
+			byKernel := c.services == probe.KubeProxyNftables || c.services == probe.KubeProxyIptables
+			if recorded := slices.ContainsFunc(plan.Changes, func(c blocker.Change) bool { return c.ID == kubeProxyRecord }); recorded != byKernel {
+				t.Errorf("the changes are %v", plan.Changes)
+			}
+		})
 	}
 }
 

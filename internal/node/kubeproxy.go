@@ -35,16 +35,34 @@ func (n *Node) byKubeProxy() bool {
 // kubeProxyServes starts kube-proxy, and waits until the Service of the apiserver is
 // there.
 func (n *Node) kubeProxyServes(ctx context.Context) error {
-	if err := n.startKubeProxy(); err != nil {
-		return err
+	programs := n.distribution().server
+	if start := n.distribution().startKubeProxy; start != nil {
+		if err := errors.Join(n.letKubeProxy(ctx), start(n)); err != nil {
+			return err
+		}
+		programs = append(programs, kubeProxy)
 	}
 	service := netip.AddrPortFrom(n.cluster.APIService(), 443).String()
-	return n.supervisor.Await(ctx, func(context.Context) error { return dials("tcp", service) }, kine, controlPlane, kubeProxy)
+	return n.supervisor.Await(ctx, func(context.Context) error { return dials("tcp", service) }, programs...)
 }
 
 func (n *Node) startKubeProxy() error {
 	if err := n.userKubeconfig(kubeProxy, kubeProxyUser); err != nil {
 		return err
+	}
+	args := append([]string{
+		"--kubeconfig=" + n.paths.conf(kubeProxy),
+		"--hostname-override=" + n.cluster.NodeName,
+		"--cluster-cidr=" + n.cluster.ClusterCIDR.String(),
+	}, n.kubeProxyFlags()...)
+	return n.start(kubeProxy, 10*time.Second, args...)
+}
+
+// letKubeProxy makes what kube-proxy needs and does not make, and records the rules that it
+// is going to write.
+func (n *Node) letKubeProxy(context.Context) error {
+	if !n.byKubeProxy() {
+		return nil
 	}
 	// A process of the node reaches addresses of Services also where there is no default
 	// route; the route ends with the bridge.
@@ -58,15 +76,13 @@ func (n *Node) startKubeProxy() error {
 	if err != nil {
 		return fmt.Errorf("add a route to %s by %s: %w", services, Bridge, err)
 	}
-	mode := n.plan.Settings.Network.Services
-	if err := n.plan.Apply(n.paths.journal(), func(id string) bool { return id == kubeProxyRecord }); err != nil {
-		return err
-	}
+	return n.plan.Apply(n.paths.journal(), func(id string) bool { return id == kubeProxyRecord })
+}
+
+// kubeProxyFlags are those of kube-proxy on a node that takes back what it has done.
+func (n *Node) kubeProxyFlags() []string {
 	args := []string{
-		"--kubeconfig=" + n.paths.conf(kubeProxy),
-		"--hostname-override=" + n.cluster.NodeName,
-		"--proxy-mode=" + mode,
-		"--cluster-cidr=" + n.cluster.ClusterCIDR.String(),
+		"--proxy-mode=" + n.plan.Settings.Network.Services,
 		// The node's own address is that of the bridge, which nobody outside knows.
 		"--nodeport-addresses=0.0.0.0/0",
 		"--iptables-localhost-nodeports=false",
@@ -76,9 +92,9 @@ func (n *Node) startKubeProxy() error {
 		"--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0",
 	}
 	if !bridgedPacketsFiltered() {
-		args = append(args, "--masquerade-all")
+		args = append(args, "--masquerade-all=true")
 	}
-	return n.start(kubeProxy, 10*time.Second, args...)
+	return args
 }
 
 // bridgedPacketsFiltered reports whether the answers of a pod to another one pass

@@ -34,6 +34,10 @@ type Options struct {
 	Rootless string `json:"rootless,omitempty"`
 	// Network is NetworkNone, or empty.
 	Network string `json:"network,omitempty"`
+	// Services is ServicesProxy, or empty.
+	Services string `json:"services,omitempty"`
+	// KubeProxy is what the server says to a node that has joined: see clusterSettings.
+	KubeProxy bool `json:"-"`
 	// Publish are further ports of this machine, each [ADDRESS:]PORT:NODEPORT[/udp].
 	Publish []string `json:"publish,omitempty"`
 	// Detach leaves the node running when it is Ready.
@@ -52,6 +56,10 @@ type Options struct {
 // NetworkNone is the choice of --network for a cluster that reaches nothing outside.
 const NetworkNone = "none"
 
+// ServicesProxy is the choice of --services for a cluster whose Services a proxy in
+// userspace serves also where the kernel could.
+const ServicesProxy = "proxy"
+
 // DefaultWait is how long a node may take to be Ready. In gVisor it takes ten
 // seconds, on an emulated processor minutes.
 const DefaultWait = 2 * time.Minute
@@ -65,6 +73,9 @@ func (o *Options) check() error {
 	}
 	if o.Network != "" && o.Network != NetworkNone {
 		return hint.Add(fmt.Errorf("--network=%s is not known", o.Network), "--network=%s, or nothing", NetworkNone)
+	}
+	if o.Services != "" && o.Services != ServicesProxy {
+		return hint.Add(fmt.Errorf("--services=%s is not known", o.Services), "--services=%s, or nothing", ServicesProxy)
 	}
 	if _, err := o.publications(); err != nil {
 		return err

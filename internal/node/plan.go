@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -87,23 +88,48 @@ func makePlan(ctx context.Context, p Paths, c Cluster, o Options, h *blocker.Hos
 		}
 		plan.Change(rulesRecord, journal.Again(j, rulesRecord, newNatChange(backend)), reason)
 	}
-	switch mode := plan.Settings.Network.Services; {
+	return plan, planServices(&plan, p, c, o, filepath.Join(h.Programs, kubeProxy))
+}
+
+// planServices decides who serves Services: what the kernel could, the plan says so far.
+func planServices(plan *blocker.Plan, p Paths, c Cluster, o Options, program string) error {
+	mode := plan.Settings.Network.Services
+	inUserspace := func(reason string) {
+		plan.Settings.Network.Services = config.ServiceProxy
+		plan.Choose(blocker.Services, "a proxy in userspace", reason)
+	}
+	switch why := withoutKubeProxy(p, c, o, mode); {
 	case !o.has(servicesAddOn):
 		plan.Settings.Network.Services = ""
 		plan.Choose(blocker.Services, "nobody serves them", "--disable services")
-	case c.Joined() && mode != config.ServiceProxy:
-		plan.Settings.Network.Services = config.ServiceProxy
-		plan.Choose(blocker.Services, "a proxy in userspace", "a node that has joined has its own DNS server at the address of the Service")
-	case mode != config.ServiceProxy && c.distribution().services != "":
-		plan.Settings.Network.Services = config.ServiceProxy
-		plan.Choose(blocker.Services, "a proxy in userspace", c.distribution().services)
-	case mode != config.ServiceProxy && othersServices(p):
-		plan.Settings.Network.Services = config.ServiceProxy
-		plan.Choose(blocker.Services, "a proxy in userspace", "a kube-proxy of somebody else has its rules here")
-	case mode != config.ServiceProxy:
-		plan.Change(kubeProxyRecord, kubeProxyChange{Mode: mode, Program: filepath.Join(h.Programs, kubeProxy)}, "the kernel serves Services")
+	case mode != config.ServiceProxy && c.Joined() && !o.KubeProxy:
+		inUserspace("a node that has joined has its own DNS server at the address of the Service")
+	case c.Joined() && o.KubeProxy && (mode == config.ServiceProxy || why != ""):
+		return hint.Add(fmt.Errorf("k3s lets the kernel serve Services on all nodes of the cluster of %s, and here it cannot: %s", c.Server, cmp.Or(why, plan.Explain(blocker.Services))),
+			"on the server: k3s9p down; k3s9p up --services=proxy")
+	case mode == config.ServiceProxy:
+	case why != "":
+		inUserspace(why)
+	default:
+		plan.Change(kubeProxyRecord, kubeProxyChange{Mode: mode, Program: program}, "the kernel serves Services")
 	}
-	return plan, nil
+	return nil
+}
+
+// withoutKubeProxy is why kube-proxy does not serve Services though it could in this mode,
+// or empty.
+func withoutKubeProxy(p Paths, c Cluster, o Options, mode string) string {
+	switch refusal := c.distribution().refusesKubeProxy(mode); {
+	case mode == config.ServiceProxy:
+		return ""
+	case o.Services == ServicesProxy:
+		return "--services=proxy asks for it"
+	case refusal != "":
+		return refusal
+	case othersServices(p):
+		return "a kube-proxy of somebody else has its rules here"
+	}
+	return ""
 }
 
 // settingsOf are the choices for a node on a machine without any blocker.

@@ -126,13 +126,13 @@ func runs(root, distribution string, o Options) ([]Run, error) {
 	for _, s := range All {
 		switch {
 		case scenario != "" && scenario != s.Name:
-		case s.Natively == "" || distribution != kubernetes:
+		case s.Natively == "" || !s.isFor(distribution):
 		case gvisor == contract.Native || gvisor == "" && o.Tests == "":
-			runs = append(runs, Run{Scenario: s.Name, Set: native, Tests: cmp.Or(o.Tests, s.Natively)})
+			runs = append(runs, Run{Scenario: s.Name, Set: native, Distribution: distribution, Tests: cmp.Or(o.Tests, s.Natively)})
 		}
 	}
 	if len(runs) == 0 && gvisor == contract.Native {
-		return nil, hint.Add(fmt.Errorf("the scenario %s needs a gVisor", scenario), "leave -gvisor out")
+		return nil, hint.Add(fmt.Errorf("the scenario %s needs a gVisor, or another distribution than %s, which is in dist/", scenario, distribution), "leave -gvisor out")
 	}
 	if len(runs) == 0 {
 		return nil, hint.Add(fmt.Errorf("no scenario %s is for the distribution %s, which is in dist/", scenario, distribution), "DISTRO=… go tool mage build makes another one")
