@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
+	"k3s9p/internal/blocker"
 	"k3s9p/internal/proof/contract"
 	"k3s9p/test/gvisor"
 )
@@ -61,34 +63,58 @@ const pod = `{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"}, "s
   {"name": "web", "image": "k3s9p.local/web:1", "imagePullPolicy": "Never", "resources": {"limits": {"memory": "64Mi"}},
    "readinessProbe": {"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1}}]}}`
 
-// The documented sequence ends in a node that is Ready, runs a pod on the pod network, and
-// knows its filesystem and its memory.
-func TestStart(t *testing.T) {
-	c := &cluster{gvisor.Start(t, gvisor.Options{Files: map[string]string{
+// open boots a sandbox with k3s, the sequence and images in it.
+func open(t *testing.T) *cluster {
+	return &cluster{gvisor.Start(t, gvisor.Options{Files: map[string]string{
 		"/usr/local/bin/k3s": gvisor.Program(contract.K3s),
-		"/root/start-k3s.sh": filepath.Join("..", "..", "hack", "start-k3s.sh"),
+		sequence:             filepath.Join("..", "..", "hack", "start-k3s.sh"),
 		images + "pause.tar": gvisor.Program(contract.PauseImage),
 		images + "web.tar":   gvisor.Program(contract.WebImage),
 		"/root/web.json":     "=" + pod,
 	}}), t}
-	start := time.Now()
-	snapshotter := "overlayfs"
-	if gvisor.Old() { // on 9p its overlayfs does not work
-		snapshotter = "native"
+}
+
+const sequence = "/root/start-k3s.sh"
+
+// snapshotter is what the sequence is told: on 9p an old gVisor's overlayfs does not work.
+func snapshotter() string {
+	if gvisor.Old() {
+		return "native"
 	}
-	k3s := c.Background("/usr/bin/env", "SNAPSHOTTER="+snapshotter, "/root/start-k3s.sh", "--node-name="+nodeName, "--pause-image=k3s9p.local/pause:1", "--disable=coredns,local-storage,metrics-server")
+	return "overlayfs"
+}
+
+// start runs the sequence, or a change of it.
+func (c *cluster) start(script, snapshotter string) *gvisor.Process {
+	return c.Background("/usr/bin/env", "SNAPSHOTTER="+snapshotter, script, "--node-name="+nodeName, "--pause-image=k3s9p.local/pause:1", "--disable=coredns,local-storage,metrics-server")
+}
+
+// runPod makes the pod, once the cluster takes it.
+func (c *cluster) runPod(k3s *gvisor.Process) {
+	c.t.Helper()
 	c.Await("the node to be Ready", 4*time.Minute, func() bool {
 		if k3s.Ended() {
-			t.Fatalf("k3s ended:\n%s", tail(k3s.Output()))
+			c.t.Fatalf("k3s ended:\n%s", tail(k3s.Output()))
 		}
 		return c.ready()
 	})
-	t.Logf("Ready after %.1f s", time.Since(start).Seconds())
+	c.Await("the service account", time.Minute, func() bool { return c.get(new(corev1.ServiceAccount), "serviceaccount", "default") })
+	c.Must("k3s", "kubectl", "apply", "-f", "/root/web.json")
+}
+
+// The documented sequence ends in a node that is Ready, runs a pod on the pod network, and
+// knows its filesystem and its memory.
+func TestStart(t *testing.T) {
+	c := open(t)
+	start := time.Now()
+	k3s := c.start(sequence, snapshotter())
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(tail(k3s.Output()))
 		}
 	})
+	c.runPod(k3s)
+	t.Logf("Ready after %.1f s", time.Since(start).Seconds())
 
 	t.Run("version", func(t *testing.T) {
 		if version := c.Must("k3s", "--version"); !strings.Contains(version, ".k3s9p.") {
@@ -100,8 +126,6 @@ func TestStart(t *testing.T) {
 		}
 	})
 	t.Run("a pod", func(t *testing.T) {
-		c.Await("the service account", time.Minute, func() bool { return c.get(new(corev1.ServiceAccount), "serviceaccount", "default") })
-		c.Must("k3s", "kubectl", "apply", "-f", "/root/web.json")
 		var p corev1.Pod
 		c.Await("the pod to be ready", time.Minute, func() bool {
 			return c.get(&p, "pod", "web") && len(p.Status.ContainerStatuses) == 1 && p.Status.ContainerStatuses[0].Ready
@@ -137,6 +161,69 @@ func TestStart(t *testing.T) {
 			t.Errorf("the filesystem has %d bytes by the kubelet, and %s by statfs, %v", summary.Node.Fs.CapacityBytes, capacity, err)
 		}
 	})
+}
+
+// Each fix is needed: with one of them left out of the sequence k3s, or a pod, shows the
+// symptom of its blocker.
+func TestFixes(t *testing.T) {
+	c := open(t)
+	for _, without := range []struct {
+		blocker string
+		line    string // what is in the lines that are left out; none for the snapshotter
+		pod     bool   // it is a pod that meets it
+	}{
+		{blocker: "kmsg", line: "/dev/kmsg"},
+		{blocker: "cgroup-v1", line: "fail-cgroupv1=false"},
+		{blocker: "overlayfs"},
+		{blocker: "unprivileged-ports", line: "enable_unprivileged", pod: true},
+	} {
+		if without.blocker == "overlayfs" && !gvisor.Old() {
+			continue // it works there
+		}
+		t.Run(without.blocker, func(t *testing.T) {
+			b, err := blocker.Find(without.blocker)
+			if err != nil {
+				t.Fatal(err)
+			}
+			script, uses := sequence, "overlayfs"
+			if without.line != "" {
+				script, uses = "/root/without.sh", snapshotter()
+				c.leaveOut(t, without.line, script)
+			}
+			k3s := c.start(script, uses)
+			defer func() {
+				k3s.Stop()
+				c.Must("ip", "link", "delete", "cni0")
+			}()
+			if without.pod {
+				c.runPod(k3s)
+			}
+			var seen string
+			c.Await("the symptom of "+b.ID, 2*time.Minute, func() bool {
+				ended := k3s.Ended()
+				seen = b.Symptom.In(k3s.Output())
+				return seen != "" || ended
+			})
+			if seen == "" {
+				t.Fatalf("k3s does not end with %q but with\n%s", b.Symptom, tail(k3s.Output()))
+			}
+			t.Log(seen)
+		})
+	}
+}
+
+// leaveOut writes the sequence without some of its lines.
+func (c *cluster) leaveOut(t *testing.T, text, script string) {
+	t.Helper()
+	lines := strings.Split(c.Read(sequence), "\n")
+	left := slices.DeleteFunc(slices.Clone(lines), func(line string) bool {
+		return strings.Contains(line, text) && !strings.HasPrefix(line, "#")
+	})
+	if len(left) == len(lines) {
+		t.Fatalf("no line of the sequence has %q", text)
+	}
+	c.Write(script, strings.Join(left, "\n"))
+	c.Must("chmod", "+x", script)
 }
 
 // tail is the end of a log.

@@ -51,12 +51,19 @@ func TestMultinode(t *testing.T) {
 	a := cluster.Start(t, gvisor.Options{})
 	b := cluster.Start(t, gvisor.Options{Beside: a.Sandbox})
 	n := nodes{a, b}
+	if ofK3s() { // which an agent reads as ever
+		b.Must("mkdir", "-p", "/etc/rancher/k3s")
+		b.Write("/etc/rancher/k3s/config.yaml", "node-label: [zone=there]\n")
+	}
 	beforeA, beforeB := a.Snapshot(), b.Snapshot()
 	a.Up()
 	token := n.token(t)
 	t.Run("bad input", func(t *testing.T) { n.badInput(t, token, beforeB) })
 	b.Join("--server", token.Server, "--token", token.Token, "--node-name", second)
 	n.bothReady(t)
+	if zone := a.Kubectl("get", "nodes", "--selector=zone=there", "-o", "name"); ofK3s() && strings.TrimSpace(zone) != "node/"+second {
+		t.Errorf("by config.yaml these nodes have the label: %q", zone)
+	}
 	n.apply(fmt.Sprintf(somePods, first), fmt.Sprintf(somePods, second))
 	t.Run("pods", n.pods)
 	t.Run("Services", n.services)
