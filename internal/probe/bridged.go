@@ -36,16 +36,9 @@ const before, between, after = "before", "between", "after"
 
 func bridged() error {
 	runtime.LockOSThread() // never unlocked: this process ends with the probe
-	bridge, err := addBridge()
+	bridge, sender, err := bridgeWithPod()
 	if err != nil {
 		return err
-	}
-	if err := address(bridge, netip.PrefixFrom(nodeEnd, 24)); err != nil {
-		return unclearly("give a bridge an address", err)
-	}
-	sender, err := attach(bridge, "k3s9p-a", "k3s9p-b", farEnd)
-	if err != nil {
-		return unclearly("connect a bridge with a network namespace", err)
 	}
 	receiver, err := attach(bridge, "k3s9p-c", "k3s9p-d", otherEnd)
 	if err != nil {
@@ -105,6 +98,23 @@ func bridged() error {
 		return errors.New("a frame from one port of a bridge to another is taken by the bridge's own network stack too")
 	}
 	return nil
+}
+
+// bridgeWithPod makes a bridge with the address nodeEnd, and at a port of it a network
+// namespace with farEnd.
+func bridgeWithPod() (netlink.Link, within, error) {
+	bridge, err := addBridge()
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := address(bridge, netip.PrefixFrom(nodeEnd, 24)); err != nil {
+		return nil, nil, unclearly("give a bridge an address", err)
+	}
+	far, err := attach(bridge, "k3s9p-a", "k3s9p-b", farEnd)
+	if err != nil {
+		return nil, nil, unclearly("connect a bridge with a network namespace", err)
+	}
+	return bridge, far, nil
 }
 
 // attach makes a network namespace with an address, connected by a port of a bridge.

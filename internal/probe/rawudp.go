@@ -21,16 +21,9 @@ func RawUDP(ctx context.Context) error { return inNetwork(ctx, "raw-udp") }
 
 func rawUDP() error {
 	runtime.LockOSThread() // never unlocked: this process ends with the probe
-	bridge, err := addBridge()
+	bridge, far, err := bridgeWithPod()
 	if err != nil {
 		return err
-	}
-	if err := address(bridge, netip.PrefixFrom(nodeEnd, 24)); err != nil {
-		return unclearly("give a bridge an address", err)
-	}
-	far, err := attach(bridge, "k3s9p-a", "k3s9p-b", farEnd)
-	if err != nil {
-		return unclearly("connect a bridge with a network namespace", err)
 	}
 	raw, err := rawudp.Listen(bridge.Attrs().Name)
 	if err != nil {
