@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -64,20 +65,26 @@ func askK3s(ctx context.Context, server string) (greeting, error) {
 	return greeting{authority: authority}, nil
 }
 
-// admitToK3s lets k3s make a bootstrap token.
-func admitToK3s(ctx context.Context, p Paths, _ State, t joinToken, ttl time.Duration, description string) error {
+// admitToK3s lets k3s make one, which prints all of the token.
+func admitToK3s(ctx context.Context, p Paths, _ State, ttl time.Duration, description string) (string, error) {
 	program, err := p.Program(k3s)
 	if err != nil {
-		return err
+		return "", err
 	}
 	// The rest of the environment may be that of another k3s.
-	cmd := exec.CommandContext(ctx, program, "token", "create", "--kubeconfig="+p.Kubeconfig(), "--ttl="+ttl.String(), "--description="+description, t.bootstrap)
+	cmd := exec.CommandContext(ctx, program, "token", "create", "--kubeconfig="+p.Kubeconfig(), "--ttl="+ttl.String(), "--description="+description)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "K3S_DATA_DIR=" + p.k3s()}
-	output, err := cmd.CombinedOutput()
+	var complaints bytes.Buffer
+	cmd.Stderr = &complaints
+	output, err := cmd.Output()
 	if err != nil {
-		return fmt.Errorf("k3s token create: %w: %s", err, oneLine(output))
+		return "", fmt.Errorf("k3s token create: %w: %s", err, oneLine(complaints.Bytes()))
 	}
-	return nil
+	made, err := parseToken(strings.TrimSpace(string(output)))
+	if err != nil {
+		return "", fmt.Errorf("k3s token create: %w", err)
+	}
+	return made.bootstrap, nil
 }
 
 // enrollK3s gets a certificate for the token, as an agent of k3s does

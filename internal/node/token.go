@@ -73,8 +73,8 @@ type admission struct {
 	hash func(authority []byte) (string, error)
 	// group is that of who has a token.
 	group string
-	// admit lets the cluster take a token, and whoever has it in.
-	admit func(ctx context.Context, p Paths, state State, t joinToken, ttl time.Duration, description string) error
+	// admit makes a bootstrap token, ID.SECRET, with all that a node is allowed with it.
+	admit func(ctx context.Context, p Paths, state State, ttl time.Duration, description string) (string, error)
 	// ask asks a server what it tells everybody.
 	ask func(ctx context.Context, server string) (greeting, error)
 }
@@ -86,7 +86,7 @@ func kubeadmAdmission() admission {
 		authority: func(p Paths) string { return p.pkiFile("ca.crt") },
 		hash:      hashOf,
 		group:     kubeadmGroup,
-		admit:     admit,
+		admit:     admitByKubeadm,
 		ask:       clusterInfo,
 	}
 }
@@ -131,10 +131,7 @@ func CreateToken(ctx context.Context, dataDir string, ttl time.Duration, descrip
 	if t.authority, err = admission.hash(authority); err != nil {
 		return Token{}, err
 	}
-	if t.bootstrap, err = bootstraputil.GenerateBootstrapToken(); err != nil {
-		return Token{}, err
-	}
-	if err := admission.admit(ctx, p, state, t, ttl, cmp.Or(description, "k3s9p token create")); err != nil {
+	if t.bootstrap, err = admission.admit(ctx, p, state, ttl, cmp.Or(description, "k3s9p token create")); err != nil {
 		return Token{}, err
 	}
 	made := Token{ID: t.id(), Description: description, Token: t.String(), Server: fmt.Sprintf("https://%s:%d", state.Address, port)}
@@ -157,31 +154,35 @@ func awaitSettings(ctx context.Context, client *client) error {
 	}
 }
 
-// admit lets kubeadm make a bootstrap token, and all that a node is allowed with it.
-func admit(ctx context.Context, p Paths, state State, t joinToken, ttl time.Duration, description string) error {
+// admitByKubeadm lets kubeadm make one of a secret of its own.
+func admitByKubeadm(ctx context.Context, p Paths, state State, ttl time.Duration, description string) (string, error) {
+	token, err := bootstraputil.GenerateBootstrapToken()
+	if err != nil {
+		return "", err
+	}
 	config, err := kubeadmConfig(p, *state.Cluster, state.Version, map[string]any{
-		"token": t.bootstrap, "ttl": ttl.String(), "description": description,
+		"token": token, "ttl": ttl.String(), "description": description,
 		"usages": []string{"signing", "authentication"}, "groups": []string{kubeadmGroup},
 	})
 	if err != nil {
-		return err
+		return "", err
 	}
 	program, err := p.Program("kubeadm")
 	if err != nil {
-		return err
+		return "", err
 	}
 	file, err := os.CreateTemp(p.temporary(), "token-")
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer os.Remove(file.Name())
 	if _, err := file.Write(config); err != nil {
-		return err
+		return "", err
 	}
 	if err := file.Close(); err != nil {
-		return err
+		return "", err
 	}
-	return kubeadm(ctx, program, "init", "phase", "bootstrap-token", "--skip-token-print", "--config="+file.Name(), "--kubeconfig="+p.conf("super-admin"))
+	return token, kubeadm(ctx, program, "init", "phase", "bootstrap-token", "--skip-token-print", "--config="+file.Name(), "--kubeconfig="+p.conf("super-admin"))
 }
 
 const secretsPath = "/api/v1/namespaces/kube-system/secrets"
