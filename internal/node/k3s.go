@@ -54,7 +54,7 @@ func k3sDistribution() distribution {
 				"/etc/rancher/node":   p.k3s("node"), // the password of the node
 			}
 		},
-		covered:  []string{"/etc/rancher/k3s"}, // a link to the kubeconfig; config.yaml, registries.yaml
+		covered:  []string{k3sSettings}, // a link to the kubeconfig; config.yaml, registries.yaml
 		settings: func(s *config.Settings, p Paths) { s.Containerd.Root = p.k3s("agent", "containerd") },
 		fits:     fitsK3s,
 		listening: []listener{
@@ -68,6 +68,9 @@ func k3sDistribution() distribution {
 		},
 	}
 }
+
+// k3sSettings is where k3s looks for what is set by files.
+const k3sSettings = "/etc/rancher/k3s"
 
 // k3s is the data directory of k3s, and k3sBin that of the programs that it has unpacked.
 func (p Paths) k3s(elem ...string) string { return p.at(append([]string{k3s}, elem...)...) }

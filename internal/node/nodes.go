@@ -71,9 +71,14 @@ func (n *Node) register(ctx context.Context) error {
 	err := n.client.get(ctx, n.nodePath(), &there)
 	switch {
 	case answered(err, http.StatusNotFound):
+		var asked registration
+		if asked, err = n.registration(); err != nil {
+			break
+		}
+		spec.Taints = asked.taints
 		err = n.client.ensure(ctx, nodesPath, &corev1.Node{
 			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Node"},
-			ObjectMeta: metav1.ObjectMeta{Name: n.cluster.NodeName, Annotations: annotations}, Spec: spec,
+			ObjectMeta: metav1.ObjectMeta{Name: n.cluster.NodeName, Labels: asked.labels, Annotations: annotations}, Spec: spec,
 		})
 	case err == nil && (there.Annotations[addressAnnotation] != address || spec.PodCIDR != "" && there.Spec.PodCIDR != spec.PodCIDR):
 		err = n.client.merge(ctx, n.nodePath(), map[string]any{"metadata": map[string]any{"annotations": annotations}, "spec": spec})

@@ -51,18 +51,24 @@ func TestMultinode(t *testing.T) {
 	a := cluster.Start(t, gvisor.Options{})
 	b := cluster.Start(t, gvisor.Options{Beside: a.Sandbox})
 	n := nodes{a, b}
-	if ofK3s() { // which an agent reads as ever
+	if ofK3s() { // its settings are read as ever
 		b.Must("mkdir", "-p", "/etc/rancher/k3s")
 		b.Write("/etc/rancher/k3s/config.yaml", "node-label: [zone=there]\n")
 	}
 	beforeA, beforeB := a.Snapshot(), b.Snapshot()
-	a.Up()
+	a.Up("--kubelet-arg=node-labels=zone=here")
 	token := n.token(t)
 	t.Run("bad input", func(t *testing.T) { n.badInput(t, token, beforeB) })
-	b.Join("--server", token.Server, "--token", token.Token, "--node-name", second)
+	join := []string{"--server", token.Server, "--token", token.Token, "--node-name", second}
+	if !ofK3s() {
+		join = append(join, "--kubelet-arg=node-labels=zone=there")
+	}
+	b.Join(join...)
 	n.bothReady(t)
-	if zone := a.Kubectl("get", "nodes", "--selector=zone=there", "-o", "name"); ofK3s() && strings.TrimSpace(zone) != "node/"+second {
-		t.Errorf("by config.yaml these nodes have the label: %q", zone)
+	for zone, name := range map[string]string{"here": first, "there": second} {
+		if nodes := a.Kubectl("get", "nodes", "--selector=zone="+zone, "-o", "name"); strings.TrimSpace(nodes) != "node/"+name {
+			t.Errorf("the label zone=%s have the nodes %q", zone, nodes)
+		}
 	}
 	n.apply(fmt.Sprintf(somePods, first), fmt.Sprintf(somePods, second))
 	t.Run("pods", n.pods)
