@@ -59,8 +59,12 @@ func makePrograms(ctx context.Context, b *builder.Builder, selection pin.Selecti
 	if err != nil {
 		return "", err
 	}
+	// runc starts the containers of this machine; k3s has one that is no program of its own.
+	ownRunc := slices.ContainsFunc(selection.Programs(), func(p pin.Program) bool { return p.Name == contract.Runc })
 	sandboxes := slices.DeleteFunc(sets, func(set *pin.Set) bool {
-		return !slices.ContainsFunc(runs, func(r Run) bool { return r.Set == set.Name })
+		return !slices.ContainsFunc(runs, func(r Run) bool {
+			return r.Set == set.Name || r.Set == native && set.Name == contract.Runc && !ownRunc
+		})
 	})
 	all := append(slices.Clone(selection.Sets), sandboxes...)
 	if err := packages.Install(ctx, b.Runner, pin.Needs(all...)); err != nil {
@@ -79,7 +83,11 @@ func makePrograms(ctx context.Context, b *builder.Builder, selection pin.Selecti
 		return "", err
 	}
 	for _, set := range sandboxes {
-		if err := p.link(ctx, set, as(runsc(set.Name))); err != nil {
+		name := runsc(set.Name)
+		if set.Name == contract.Runc {
+			name = set.Name
+		}
+		if err := p.link(ctx, set, as(name)); err != nil {
 			return "", err
 		}
 	}
