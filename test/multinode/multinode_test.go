@@ -103,14 +103,14 @@ func TestMultinode(t *testing.T) {
 		a.Down()
 		a.Unchanged(beforeA)
 		for _, address := range []string{pod.Status.PodIP, service.Spec.ClusterIP} {
-			tries := 1
+			tries, limit := 1, 2*time.Minute
 			if ofK3s() && gvisor.Native() { // kube-proxy chooses at random, and nobody takes out the pod that is gone
-				tries = 20
+				tries, limit = 20, 5*time.Second
 			}
 			var answer string
 			var err error
 			for range tries {
-				if answer, err = b.Try(5*time.Second, "inside", "http", "GET", "http://"+address+":8080/"); err == nil {
+				if answer, err = b.Try(limit, "inside", "http", "GET", "http://"+address+":8080/"); err == nil {
 					break
 				}
 			}
