@@ -177,8 +177,11 @@ func TestFixes(t *testing.T) {
 		{blocker: "overlayfs"},
 		{blocker: "unprivileged-ports", line: "enable_unprivileged", pod: true},
 	} {
-		if without.blocker == "overlayfs" && !gvisor.Old() {
+		switch {
+		case without.blocker == "overlayfs" && !gvisor.Old():
 			continue // it works there
+		case without.blocker == "unprivileged-ports" && gvisor.Old():
+			continue // it calls itself Linux 4.4, of which k3s expects no such ports (pkg/agent/containerd)
 		}
 		t.Run(without.blocker, func(t *testing.T) {
 			b, err := blocker.Find(without.blocker)
