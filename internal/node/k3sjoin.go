@@ -42,15 +42,15 @@ func (p Paths) k3sToken() string { return p.k3s("token") }
 // more. An agent has it at /etc/rancher/node/password.
 func (p Paths) nodePassword() string { return p.k3s("node", "password") }
 
-// hashOfK3s is that of the file of an authority. That of one that is certified by another
-// k3s makes in another way; k3s9p brings up none of that kind.
+// hashOfK3s is that of the file of an authority. Where another one certifies it, k3s hashes
+// that; k3s9p brings up none of that kind.
 func hashOfK3s(authority []byte) (string, error) {
 	block, rest := pem.Decode(authority)
 	switch {
 	case block == nil:
 		return "", errors.New("the cluster's authority is no certificate in PEM")
 	case len(rest) > 0:
-		return "", hint.Add(errors.New("the cluster's authority is a chain of certificates, which k3s9p join does not check"), "docs/k3s.md says how to start k3s agent by hand")
+		return "", hint.Add(errors.New("the cluster's authority is a chain of certificates, which k3s9p join does not check"), "k3s agent --server URL --token TOKEN, started by hand, checks such a chain")
 	}
 	sum := sha256.Sum256(authority)
 	return hex.EncodeToString(sum[:]), nil

@@ -88,7 +88,8 @@ func makePlan(ctx context.Context, p Paths, c Cluster, o Options, h *blocker.Hos
 		}
 		plan.Change(rulesRecord, journal.Again(j, rulesRecord, newNatChange(backend)), reason)
 	}
-	return plan, planServices(&plan, p, c, o, filepath.Join(h.Programs, kubeProxy))
+	err = planServices(&plan, p, c, o, filepath.Join(h.Programs, kubeProxy))
+	return plan, err
 }
 
 // planServices decides who serves Services: what the kernel could, the plan says so far.
