@@ -4,16 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/pflag"
+	genericoptions "k8s.io/apiserver/pkg/server/options"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	cliflag "k8s.io/component-base/cli/flag"
@@ -27,6 +30,8 @@ import (
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
 	scheduleroptions "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 	metricsserver "sigs.k8s.io/metrics-server/cmd/metrics-server/app/options"
+
+	"k3s9p/build/kubernetes/loopback"
 )
 
 const controlPlaneUsage = `usage: kube-control-plane kube-apiserver FLAGS -- kube-controller-manager FLAGS -- kube-scheduler FLAGS [-- metrics-server FLAGS]`
@@ -191,7 +196,12 @@ func start(stopOthers context.CancelFunc, name string, program func() error) <-c
 	return ended
 }
 
+// runAPIServer is upstream's apiserver.Run, and sets in between how it reaches itself.
 func (c *controlPlane) runAPIServer(ctx context.Context) error {
+	dial, err := listen(c.apiserver.SecureServing.SecureServingOptions)
+	if err != nil {
+		return err
+	}
 	options, err := c.apiserver.Complete(ctx)
 	if err != nil {
 		return err
@@ -199,7 +209,41 @@ func (c *controlPlane) runAPIServer(ctx context.Context) error {
 	if errs := options.Validate(); len(errs) > 0 {
 		return errors.Join(errs...)
 	}
-	return apiserver.Run(ctx, options)
+	config, err := apiserver.NewConfig(options)
+	if err != nil {
+		return err
+	}
+	// Of the apiserver's clients of itself this is for those that are made from now on; in a
+	// new cluster it is they who ask most.
+	config.KubeAPIs.ControlPlane.Generic.LoopbackClientConfig.Dial = dial
+	completed, err := config.Complete()
+	if err != nil {
+		return err
+	}
+	server, err := apiserver.CreateServerChain(completed)
+	if err != nil {
+		return err
+	}
+	prepared, err := server.PrepareRun()
+	if err != nil {
+		return err
+	}
+	return prepared.Run(ctx)
+}
+
+// listen opens the port of the apiserver, and returns how this process reaches it without
+// one. With the flags by which ports are shared the apiserver opens it itself.
+func listen(s *genericoptions.SecureServingOptions) (func(ctx context.Context, network, address string) (net.Conn, error), error) {
+	if s.PermitPortSharing || s.PermitAddressSharing {
+		return nil, nil
+	}
+	network, _, err := genericoptions.CreateListener(s.BindNetwork, net.JoinHostPort(s.BindAddress.String(), strconv.Itoa(s.BindPort)), net.ListenConfig{})
+	if err != nil {
+		return nil, fmt.Errorf("open the port of the apiserver: %w", err)
+	}
+	l := loopback.New(network)
+	s.Listener = l
+	return l.DialContext, nil
 }
 
 func (c *controlPlane) runControllerManager(ctx context.Context) error {

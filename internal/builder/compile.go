@@ -48,18 +48,8 @@ func outputKey(set *pin.Set, chain record.Toolchain) (string, error) {
 	for _, program := range set.Config.Programs {
 		parts = append(parts, program.Name, program.Package, program.Dir, strings.Join(program.Links, " "))
 	}
-	sources, err := filepath.Glob(filepath.Join(set.Dir, "*.go"))
-	if err != nil {
-		return "", err
-	}
-	for _, name := range sources {
-		data, err := os.ReadFile(name)
-		if err != nil {
-			return "", err
-		}
-		parts = append(parts, filepath.Base(name), string(data))
-	}
-	return digest.Of(parts...), nil
+	own, err := sourcesBelow(set.Dir, ".", func(name string) bool { return strings.HasSuffix(name, ".go") })
+	return digest.Of(append(parts, own...)...), err
 }
 
 // Compiled is a set whose programs exist.

@@ -51,21 +51,29 @@ func (b *Builder) launcher(ctx context.Context, chain record.Toolchain) (string,
 func (b *Builder) sourcesKey(chain record.Toolchain, roots ...string) (string, error) {
 	parts := []string{outputFormat, chain.Go, chain.Platform}
 	for _, root := range roots {
-		err := filepath.WalkDir(filepath.Join(b.Root, root), func(path string, entry fs.DirEntry, err error) error {
-			if errors.Is(err, os.ErrNotExist) {
-				return nil
-			}
-			if err != nil || entry.IsDir() || strings.HasSuffix(path, "_test.go") {
-				return err
-			}
-			data, err := os.ReadFile(path)
-			relative, _ := filepath.Rel(b.Root, path)
-			parts = append(parts, relative, string(data))
-			return err
-		})
+		own, err := sourcesBelow(b.Root, root, func(string) bool { return true })
 		if err != nil {
 			return "", err
 		}
+		parts = append(parts, own...)
 	}
 	return digest.Of(parts...), nil
+}
+
+// sourcesBelow returns the names and the contents, in turn, of the files in a directory of
+// base, or below it, whose names are wanted; tests are not.
+func sourcesBelow(base, root string, wanted func(name string) bool) (parts []string, err error) {
+	err = filepath.WalkDir(filepath.Join(base, root), func(path string, entry fs.DirEntry, err error) error {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		if err != nil || entry.IsDir() || strings.HasSuffix(path, "_test.go") || !wanted(entry.Name()) {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		relative, _ := filepath.Rel(base, path)
+		parts = append(parts, relative, string(data))
+		return err
+	})
+	return parts, err
 }

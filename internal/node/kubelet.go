@@ -67,7 +67,7 @@ func (n *Node) ready(ctx context.Context) error {
 	if n.cluster.Joined() {
 		conditions = append(conditions, n.serverReached)
 	} else {
-		conditions = append(conditions, account)
+		conditions = append(conditions, n.controlPlaneReady, account)
 		if n.options.has(metricsAddOn) {
 			conditions = append(conditions, n.metricsAnswer)
 		}

@@ -55,6 +55,21 @@ func TestWithoutPrivileges(t *testing.T) {
 	}
 }
 
+// datastore counts the connections to kine: one for all resources, and those of the
+// probes of health and of compaction.
+func (c *Cluster) datastore(t *testing.T) {
+	connections := 0
+	for line := range strings.Lines(c.Must("cat", "/proc/net/unix")) {
+		// Num RefCount Protocol Flags Type St Inode Path (proc_net_unix(5)); 03 is connected.
+		if fields := strings.Fields(line); len(fields) == 8 && fields[5] == "03" && strings.HasSuffix(fields[7], "/kine.sock") {
+			connections++
+		}
+	}
+	if connections == 0 || connections > 8 {
+		t.Errorf("the apiserver has %d connections to the datastore", connections)
+	}
+}
+
 func everything(t *testing.T, options gvisor.Options) {
 	c := Start(t, options)
 	c.Up()
@@ -65,6 +80,9 @@ func everything(t *testing.T, options gvisor.Options) {
 			t.Log("\n" + output)
 		}
 	})
+	if !options.Docker && gvisor.Distribution() != "k3s" { // there the sockets are in another namespace, here in the same process
+		t.Run("few connections to the datastore", c.datastore)
+	}
 	c.Kubectl("create", "configmap", "settings", "--from-literal=colour=red")
 	c.Apply("web", Web(3, "settings"))
 	t.Run("a Deployment of three pods runs", func(t *testing.T) {

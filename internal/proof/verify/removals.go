@@ -22,6 +22,7 @@ var removals = []removal{
 	{patch{"opencontainers/cgroups", "0001"}, whole("pods", today, "TestPods"), symptom("cgroup-files")},
 	{patch{"opencontainers/cgroups", "0002"}, whole("stats", today, "TestStats/node_memory"), "the node's working set"},
 	{patch{"kubernetes", "0002"}, whole("pods", today, "TestPods"), symptom("tunables")},
+	{patch{"apiserver", "0001"}, whole("cluster", today, "TestCluster/few_connections_to_the_datastore"), "connections to the datastore"},
 	{patch{"cgroups/v3", "0001"}, whole("stats", today, "TestStats/containerd"), "the shim says that cpuacct.usage of the container is 0"},
 	{patch{"cgroups/v3", "0002"}, whole("stats", today, "TestStats/containerd"), "the shim says that memory.usage_in_bytes of the container is 0"},
 	{patch{"plugins", "0001"}, whole("pods", today, "TestPods"), symptom("bridge-port")},
