@@ -8,6 +8,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
 
 	"k3s9p/internal/command"
 	"k3s9p/internal/gotool"
@@ -26,6 +29,8 @@ type Builder struct {
 	gotool.Go
 	// Slim leaves out of k3s what is no module, without asking for it.
 	Slim bool
+	// making is held by who makes sources, which are the same for all architectures.
+	making *sync.Mutex
 }
 
 // New returns a builder for the repository in the current directory.
@@ -44,7 +49,7 @@ func New(verbose bool) (*Builder, error) {
 // before those of this process.
 func At(root string, runner command.Runner, variables ...string) *Builder {
 	tree := workdir.Tree{Root: root}
-	return &Builder{Tree: tree, Go: gotool.Go{Runner: runner, Variables: variables, TempDir: tree.Work("tmp", "go")}}
+	return &Builder{Tree: tree, Go: gotool.Go{Runner: runner, Variables: variables, TempDir: tree.Work("tmp", "go")}, making: new(sync.Mutex)}
 }
 
 // For returns the builder for an architecture, as Go calls it. For another one than this
@@ -57,69 +62,93 @@ func (b *Builder) For(arch string) (*Builder, error) {
 		return nil, hint.Add(fmt.Errorf("nothing can be built for the architecture %q", arch), "the architectures are %s", strings.Join(gotool.Architectures(), ", "))
 	}
 	other := At(b.Root, b.Runner, b.Variables...)
-	other.Slim, other.Arch, other.Other = b.Slim, arch, arch
+	other.Slim, other.Arch, other.Other, other.making = b.Slim, arch, arch, b.making
 	return other, nil
 }
 
 // BuildFor makes a distribution for several architectures, and returns where each is.
 // What compiling takes of the system is looked for, for all of them, before anything is
-// built.
-func (b *Builder) BuildFor(ctx context.Context, distro string, archs []string) ([]string, error) {
-	var others []*Builder
+// built. They are built at the same time: a build waits for its linkers with all
+// processors but one idle.
+func (b *Builder) BuildFor(ctx context.Context, distro string, archs []string) (dists []string, err error) {
+	defer func() { err = b.ExplainNoSpace(err) }()
+	unlock, err := b.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	builds, ctx := errgroup.WithContext(ctx)
+	var begin []func() error
 	for _, arch := range archs {
 		other, err := b.For(arch)
-		if err == nil {
-			err = other.prepare(ctx, distro)
-		}
 		if err != nil {
 			return nil, err
 		}
-		others = append(others, other)
-	}
-	var dists []string
-	for _, other := range others {
-		if err := other.Build(ctx, distro); err != nil {
-			return nil, fmt.Errorf("build for %s: %w", other.Target(), err)
+		selection, err := other.selected(ctx, distro)
+		if err != nil {
+			return nil, err
 		}
+		if len(begin) == 0 {
+			b.announce(selection)
+		}
+		if selection.Parted != nil {
+			builds.SetLimit(1) // what is fetched for its parts is in one place
+		}
+		if err := other.installNeeds(ctx, selection); err != nil {
+			return nil, err
+		}
+		begin = append(begin, func() error {
+			if err := other.build(ctx, selection); err != nil {
+				return fmt.Errorf("build for %s: %w", other.Target(), err)
+			}
+			return nil
+		})
 		dists = append(dists, other.Dist())
 	}
-	return dists, nil
-}
-
-// prepare installs what compiling takes of the system.
-func (b *Builder) prepare(ctx context.Context, distro string) error {
-	unlock, err := b.Lock(ctx, b.UI)
-	if err != nil {
-		return err
+	for _, build := range begin {
+		builds.Go(build)
 	}
-	defer unlock()
-	selection, err := b.Selection(ctx, distro)
-	if err != nil {
-		return err
-	}
-	return b.installNeeds(ctx, selection)
+	return dists, builds.Wait()
 }
 
 // Build makes a distribution (DISTRO: k3s, kubernetes, auto) in dist/.
 func (b *Builder) Build(ctx context.Context, distro string) (err error) {
 	defer func() { err = b.ExplainNoSpace(err) }()
-	if err := b.Writable(); err != nil {
-		return err
-	}
-	unlock, err := b.Lock(ctx, b.UI)
+	unlock, err := b.open(ctx)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	selection, err := b.Selection(ctx, distro)
+	selection, err := b.selected(ctx, distro)
 	if err != nil {
-		_ = os.Remove(b.Dist()) // if it is empty
 		return err
 	}
 	b.announce(selection)
 	if err := b.installNeeds(ctx, selection); err != nil {
 		return err
 	}
+	return b.build(ctx, selection)
+}
+
+// open locks the work tree, if it can be written.
+func (b *Builder) open(ctx context.Context) (unlock func(), err error) {
+	if err := b.Writable(); err != nil {
+		return nil, err
+	}
+	return b.Lock(ctx, b.UI)
+}
+
+// selected is the selection of a distribution; without one no empty dist/ stays.
+func (b *Builder) selected(ctx context.Context, distro string) (pin.Selection, error) {
+	selection, err := b.Selection(ctx, distro)
+	if err != nil {
+		_ = os.Remove(b.Dist()) // if it is empty
+	}
+	return selection, err
+}
+
+// build makes a distribution of which everything is there that compiling takes.
+func (b *Builder) build(ctx context.Context, selection pin.Selection) error {
 	chain, err := b.Toolchain(ctx, b.Root, pin.CGO(selection.Sets...))
 	if err != nil {
 		return err
@@ -150,6 +179,14 @@ func (b *Builder) installNeeds(ctx context.Context, selection pin.Selection) err
 		return err
 	}
 	return packages.Install(ctx, b.Runner, needs)
+}
+
+// forOther says for which architecture something is made, where it is not this machine's.
+func (b *Builder) forOther() string {
+	if b.Other == "" {
+		return ""
+	}
+	return " for " + b.Other
 }
 
 // own is the directory of .work/ for what is made for this architecture only, so that
@@ -243,6 +280,8 @@ func (b *Builder) Make(ctx context.Context, set *pin.Set, chain record.Toolchain
 // Sources fetches the modules of a set, patches the ones that have a series, and
 // returns the trees of its own by the path by which their packages are imported.
 func (b *Builder) Sources(ctx context.Context, set *pin.Set) (map[string]string, error) {
+	b.making.Lock()
+	defer b.making.Unlock()
 	zips, err := b.fetch(ctx, set)
 	if err != nil {
 		return nil, err

@@ -117,7 +117,7 @@ func (b *Builder) compile(ctx context.Context, set *pin.Set, key string, trees m
 	if err != nil {
 		return Compiled{}, err
 	}
-	step := b.UI.Step("%s%s: compile %s", set.Name, set.Variant, set.Version())
+	step := b.UI.Step("%s%s: compile %s%s", set.Name, set.Variant, set.Version(), b.forOther())
 	var c Compiled
 	err = b.goBuild(ctx, set, append([]string{"-modfile=" + modfile}, flags...), dir, step)
 	if err == nil {

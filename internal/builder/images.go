@@ -25,7 +25,7 @@ func (b *Builder) images(ctx context.Context, chain record.Toolchain) (Compiled,
 	if c, ok := readCompiled(final); ok {
 		return c, nil
 	}
-	step := b.UI.Step("images: make %s", PauseImage)
+	step := b.UI.Step("images: make %s%s", PauseImage, b.forOther())
 	c, err := b.makeImages(ctx, final)
 	if err != nil {
 		step.Fail()

@@ -29,7 +29,7 @@ func (b *Builder) launcher(ctx context.Context, chain record.Toolchain) (string,
 	if _, err := os.Stat(file); err == nil {
 		return file, nil
 	}
-	step := b.UI.Step("compile the launcher")
+	step := b.UI.Step("compile the launcher%s", b.forOther())
 	dir, err := b.Temporary("launcher")
 	if err == nil {
 		// grpcnotrace keeps html/template out: a fifth of the launcher.

@@ -28,7 +28,7 @@ func (b *Builder) pack(ctx context.Context, d distribution) (Compiled, error) {
 	if c, ok := readCompiled(final); ok {
 		return c, nil
 	}
-	step := b.UI.Step("pack %s", LauncherName)
+	step := b.UI.Step("pack %s%s", LauncherName, b.forOther())
 	c, err := b.attach(ctx, d, final, step)
 	if err != nil {
 		step.Fail()

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -25,14 +26,15 @@ import (
 // heartbeat is how often a running step is mentioned off a terminal.
 const heartbeat = 30 * time.Second
 
-// Printer prints steps one after the other.
+// Printer prints steps: one after the other or, where pieces of work go on at the same
+// time, each when it ends; the live line is that of the last one that was started.
 type Printer struct {
 	out     io.Writer
 	live    bool // the running step's line is redrawn
 	colour  bool
 	width   func() int
 	mu      sync.Mutex
-	current *Step
+	running []*Step
 }
 
 // New returns a printer for standard error. With plain, no line is live even on
@@ -71,7 +73,8 @@ func (p *Printer) Say(format string, args ...any) {
 func (p *Printer) Step(format string, args ...any) *Step {
 	s := &Step{p: p, title: fmt.Sprintf(format, args...), start: time.Now(), stop: make(chan struct{})}
 	p.mu.Lock()
-	p.current = s
+	p.erase()
+	p.running = append(p.running, s)
 	p.draw()
 	p.mu.Unlock()
 	s.ticking.Add(1)
@@ -120,7 +123,7 @@ func (s *Step) end(mark, colour, result string, timed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.erase()
-	p.current = nil
+	p.running = slices.DeleteFunc(p.running, func(other *Step) bool { return other == s })
 	if p.colour {
 		mark = colour + mark + "\x1b[0m"
 	}
@@ -132,6 +135,7 @@ func (s *Step) end(mark, colour, result string, timed bool) {
 		line += fmt.Sprintf(" (%s)", Elapsed(time.Since(s.start)))
 	}
 	fmt.Fprintln(p.out, line)
+	p.draw()
 }
 
 func (s *Step) tick() {
@@ -169,16 +173,16 @@ func (s *Step) line() string {
 }
 
 func (p *Printer) erase() {
-	if p.live && p.current != nil {
+	if p.live && len(p.running) > 0 {
 		fmt.Fprint(p.out, "\r\x1b[K")
 	}
 }
 
 func (p *Printer) draw() {
-	if !p.live || p.current == nil {
+	if !p.live || len(p.running) == 0 {
 		return
 	}
-	line := []rune("• " + p.current.line())
+	line := []rune("• " + p.running[len(p.running)-1].line())
 	if width := p.width(); len(line) >= width {
 		line = append(line[:max(width-2, 0)], '…')
 	}

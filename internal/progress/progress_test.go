@@ -47,6 +47,24 @@ func liveLine(t *testing.T) {
 	}
 }
 
+// The live line is that of the step that was started last of those that still run.
+func TestStepsAtTheSameTime(t *testing.T) { synctest.Test(t, sameTime) }
+
+func sameTime(t *testing.T) {
+	var out bytes.Buffer
+	p := &Printer{out: &out, live: true, width: func() int { return 80 }}
+	one, other := p.Step("one"), p.Step("other")
+	other.Done("")
+	live := func() string { return out.String()[strings.LastIndex(out.String(), "\r\x1b[K"):] }
+	if got := live(); got != "\r\x1b[K✓ other (0.0s)\n• one (0.0s)" {
+		t.Errorf("after the end of one of two the screen ends in %q", got)
+	}
+	one.Done("")
+	if got := live(); got != "\r\x1b[K✓ one (0.0s)\n" {
+		t.Errorf("after the end of both it ends in %q", got)
+	}
+}
+
 func TestNumbers(t *testing.T) {
 	for got, want := range map[string]string{
 		Elapsed(412 * time.Millisecond): "0.4s", Elapsed(185 * time.Second): "3m05s", Elapsed(59999 * time.Millisecond): "60.0s",
