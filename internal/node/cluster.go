@@ -37,6 +37,9 @@ type Cluster struct {
 	Server string `json:"server,omitempty"`
 	// Pods is the part of the cluster CIDR that the server has given a node that has joined.
 	Pods netip.Prefix `json:"podCIDR,omitzero"`
+	// KubeProxy is what the server has said of kube-proxy last to a node that has joined; see
+	// clusterSettings.
+	KubeProxy bool `json:"kubeProxy,omitempty"`
 }
 
 // Joined reports whether the control plane is on another node.

@@ -32,6 +32,7 @@ type Joining struct {
 	Authority   []byte       `json:"authority,omitempty"`
 	ClusterCIDR netip.Prefix `json:"clusterCIDR,omitzero"`
 	ServiceCIDR netip.Prefix `json:"serviceCIDR,omitzero"`
+	KubeProxy   bool         `json:"kubeProxy,omitempty"`
 }
 
 // apiserverName is a name that the apiserver's certificate has whatever its address is.
@@ -107,8 +108,7 @@ func Discover(ctx context.Context, o Options, server, token string) (Options, er
 	if err != nil {
 		return o, refused(err, greeting, server, t)
 	}
-	o.KubeProxy = settings.KubeProxy
-	o.Joining.ClusterCIDR, o.Joining.ServiceCIDR = settings.ClusterCIDR, settings.ServiceCIDR
+	o.Joining.ClusterCIDR, o.Joining.ServiceCIDR, o.Joining.KubeProxy = settings.ClusterCIDR, settings.ServiceCIDR, settings.KubeProxy
 	return o, welcome(ctx, client, o, build)
 }
 
@@ -252,7 +252,7 @@ func (p Paths) credentials() bool {
 
 // joining is a cluster of which this machine becomes a node.
 func (c Cluster) joining(j Joining, routes []netip.Prefix) (Cluster, error) {
-	c.Format, c.Server, c.ClusterCIDR, c.ServiceCIDR = joinedFormat, j.Server, j.ClusterCIDR, j.ServiceCIDR
+	c.Format, c.Server, c.ClusterCIDR, c.ServiceCIDR, c.KubeProxy = joinedFormat, j.Server, j.ClusterCIDR, j.ServiceCIDR, j.KubeProxy
 	for name, prefix := range map[string]netip.Prefix{"cluster CIDR": c.ClusterCIDR, "service CIDR": c.ServiceCIDR} {
 		if route, ok := overlap(prefix, routes); ok {
 			return c, hint.Add(fmt.Errorf("the %s of %s, %s, overlaps with this machine's route to %s", name, j.Server, prefix, route),

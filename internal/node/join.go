@@ -46,7 +46,7 @@ func (n *Node) join(enroll func(context.Context) error, then ...func(context.Con
 		if err != nil {
 			return "", err
 		}
-		n.options.Disable, n.options.KubeProxy = append(n.options.Disable, settings.Disable...), settings.KubeProxy
+		n.options.Disable, n.cluster.KubeProxy = append(n.options.Disable, settings.Disable...), settings.KubeProxy
 		if err := n.register(ctx); err != nil {
 			return "", err
 		}

@@ -190,23 +190,29 @@ func TestPlanOfK3s(t *testing.T) {
 // Who serves Services: kube-proxy where the kernel can and its rules can be taken back, and
 // with k3s on all nodes or on none.
 func TestWhoServesServices(t *testing.T) {
+	type server int // of the node, and what it has said
+	const (
+		none server = iota
+		withProxy
+		withKubeProxy
+	)
 	for name, c := range map[string]struct {
 		mode, distribution string
 		o                  Options
-		joined             bool
+		server             server
 		services, reason   string
 	}{
-		"kubernetes":                 {probe.KubeProxyIptables, "kubernetes", Options{}, false, "iptables", ""},
-		"k3s":                        {probe.KubeProxyNftables, k3sName, Options{}, false, "nftables", ""},
-		"k3s by iptables":            {probe.KubeProxyIptables, k3sName, Options{}, false, config.ServiceProxy, "the rules that the kube-proxy in k3s writes by iptables would stay"},
-		"k3s in gVisor":              {config.ServiceProxy, k3sName, Options{}, false, config.ServiceProxy, ""},
-		"--services=proxy":           {probe.KubeProxyNftables, k3sName, Options{Services: ServicesProxy}, false, config.ServiceProxy, "--services=proxy asks for it"},
-		"--disable services":         {probe.KubeProxyNftables, k3sName, Options{Disable: []string{servicesAddOn}}, false, "", "--disable services"},
-		"an agent":                   {probe.KubeProxyNftables, k3sName, Options{KubeProxy: true}, true, "nftables", ""},
-		"an agent of a proxy":        {probe.KubeProxyNftables, k3sName, Options{}, true, config.ServiceProxy, "its own DNS server"},
-		"an agent that cannot":       {config.ServiceProxy, k3sName, Options{KubeProxy: true}, true, "error", "here it cannot"},
-		"an agent by iptables":       {probe.KubeProxyIptables, k3sName, Options{KubeProxy: true}, true, "error", "by iptables would stay"},
-		"a node of the other's kind": {probe.KubeProxyNftables, "kubernetes", Options{}, true, config.ServiceProxy, "its own DNS server"},
+		"kubernetes":                 {probe.KubeProxyIptables, "kubernetes", Options{}, none, "iptables", ""},
+		"k3s":                        {probe.KubeProxyNftables, k3sName, Options{}, none, "nftables", ""},
+		"k3s by iptables":            {probe.KubeProxyIptables, k3sName, Options{}, none, config.ServiceProxy, "the rules that the kube-proxy in k3s writes by iptables would stay"},
+		"k3s in gVisor":              {config.ServiceProxy, k3sName, Options{}, none, config.ServiceProxy, ""},
+		"--services=proxy":           {probe.KubeProxyNftables, k3sName, Options{Services: ServicesProxy}, none, config.ServiceProxy, "--services=proxy asks for it"},
+		"--disable services":         {probe.KubeProxyNftables, k3sName, Options{Disable: []string{servicesAddOn}}, none, "", "--disable services"},
+		"an agent":                   {probe.KubeProxyNftables, k3sName, Options{}, withKubeProxy, "nftables", ""},
+		"an agent of a proxy":        {probe.KubeProxyNftables, k3sName, Options{}, withProxy, config.ServiceProxy, "its own DNS server"},
+		"an agent that cannot":       {config.ServiceProxy, k3sName, Options{}, withKubeProxy, "error", "here it cannot"},
+		"an agent by iptables":       {probe.KubeProxyIptables, k3sName, Options{}, withKubeProxy, "error", "by iptables would stay"},
+		"a node of the other's kind": {probe.KubeProxyNftables, "kubernetes", Options{}, withProxy, config.ServiceProxy, "its own DNS server"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			byKernel := c.services == probe.KubeProxyNftables || c.services == probe.KubeProxyIptables
@@ -216,8 +222,8 @@ func TestWhoServesServices(t *testing.T) {
 			plan := blocker.Plan{}
 			plan.Settings.Network.Services = c.mode
 			cluster := Cluster{Distribution: c.distribution}
-			if c.joined {
-				cluster.Server = "https://192.0.2.2:6443"
+			if c.server != none {
+				cluster.Server, cluster.KubeProxy = "https://192.0.2.2:6443", c.server == withKubeProxy
 			}
 			err := planServices(&plan, Paths{t.TempDir()}, cluster, c.o, "/kube-proxy")
 			if c.services == "error" {

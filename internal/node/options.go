@@ -36,8 +36,6 @@ type Options struct {
 	Network string `json:"network,omitempty"`
 	// Services is ServicesProxy, or empty.
 	Services string `json:"services,omitempty"`
-	// KubeProxy is what the server says to a node that has joined: see clusterSettings.
-	KubeProxy bool `json:"-"`
 	// Publish are further ports of this machine, each [ADDRESS:]PORT:NODEPORT[/udp].
 	Publish []string `json:"publish,omitempty"`
 	// Detach leaves the node running when it is Ready.
