@@ -18,7 +18,7 @@ var address = &net.TCPAddr{IP: net.IPv6loopback}
 
 // Listener accepts from the network, and from this process without the kernel: in a
 // sandbox a request by a socket is some ten system calls, of which each is dear, and
-// kube-apiserver asks itself six hundred times until it is ready.
+// kube-apiserver asks itself some four hundred times until it is ready.
 type Listener struct {
 	net.Listener                   // of the network
 	local        *bufconn.Listener // of this process
