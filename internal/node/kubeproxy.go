@@ -37,6 +37,13 @@ func (n *Node) byKubeProxy() bool {
 func (n *Node) kubeProxyServes(ctx context.Context) error {
 	programs := n.distribution().server
 	if start := n.distribution().startKubeProxy; start != nil {
+		if !n.cluster.Joined() {
+			// What its user may do is made by the apiserver at its start: who asks before is
+			// refused, and asks again a second later.
+			if err := n.supervisor.Await(ctx, n.controlPlaneReady, programs...); err != nil {
+				return err
+			}
+		}
 		if err := errors.Join(n.letKubeProxy(ctx), start(n)); err != nil {
 			return err
 		}
