@@ -57,8 +57,9 @@ func datastoreRuntime() (env []string) {
 	return env
 }
 
-// controlPlane starts the three programs of the control plane, which are one process,
-// and waits until the apiserver is ready.
+// controlPlane starts the three programs of the control plane, which are one process, and
+// waits until the apiserver answers. What it makes at its start may be missing yet: see
+// controlPlaneReady.
 func (n *Node) controlPlane(ctx context.Context) error {
 	if err := n.supervisor.Await(ctx, func(context.Context) error { return dials("unix", n.paths.datastore()) }, kine); err != nil {
 		return err
