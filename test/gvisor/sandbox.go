@@ -429,6 +429,13 @@ func (p *Process) Ended() bool {
 	}
 }
 
+// Err is how the process ended, as of exec.Cmd's Wait: with an exit code of 128 and the
+// signal if it was killed. It waits for that.
+func (p *Process) Err() error {
+	<-p.done
+	return p.err
+}
+
 // Output is what the process printed so far.
 func (p *Process) Output() string {
 	data, err := os.ReadFile(p.log)

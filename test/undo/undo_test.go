@@ -1,12 +1,15 @@
 package undo
 
 import (
-	"fmt"
+	"errors"
 	"math/rand/v2"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"k3s9p/test/cluster"
 	"k3s9p/test/gvisor"
@@ -92,42 +95,58 @@ func undone(t *testing.T, c *cluster.Cluster, before string) {
 // kill ends what was typed and the supervisor.
 const kill = `pkill -KILL -f "^(` + cluster.Program + `|k3s9p-supervisor)"; true`
 
+// A command is one that is killed.
+type command struct {
+	args  []string
+	takes time.Duration // at most, if it is left alone
+}
+
 // TestKilled kills check, up and down at random moments, in turn: the next down takes
-// all of it back.
+// all of it back. A command that ended before it was killed is run again.
 func TestKilled(t *testing.T) {
 	c := cluster.Start(t, gvisor.Options{})
 	before := c.Snapshot()
-	up := c.Up()
-	begun := time.Now()
-	c.Down()
-	down := time.Since(begun)
-	moments := 0
+	commands := []*command{{args: []string{"check"}}, {args: []string{"up", "--detach"}}, {args: []string{"down"}}}
+	for _, command := range commands {
+		begun := time.Now()
+		if output, err := c.K3s9p(command.args...); err != nil {
+			t.Fatalf("k3s9p %v: %v\n%s", command.args, err, output)
+		}
+		command.takes = time.Since(begun)
+	}
 	for i := range gvisor.Kills() {
-		command, within := []string{"check"}, 2*time.Second
-		switch i % 3 {
-		case 1:
-			command, within = []string{"up", "--detach"}, up
-		case 2:
-			up = min(up, c.Up()) // the machine may have been busier before
-			command, within = []string{"down"}, down
+		command := commands[i%len(commands)]
+		for tries := 1; ; tries++ {
+			killed := command.killed(t, c, i)
+			undone(t, c, before)
+			if t.Failed() || tries == 10 && !killed {
+				t.Fatalf("%d: k3s9p %v: try %d of 10, killed: %v", i+1, command.args, tries, killed)
+			}
+			if killed {
+				break
+			}
 		}
-		moment := rand.N(within)
-		name := fmt.Sprintf("%d: %s after %.2f s", i+1, command[0], moment.Seconds())
-		p := c.Background(append([]string{cluster.Program}, command...)...)
-		time.Sleep(moment)
-		if !p.Ended() {
-			moments++
-		}
-		c.Must("sh", "-c", kill)
-		c.Await("the end of "+command[0], time.Minute, p.Ended)
-		c.Down()
-		c.Unchanged(before)
-		if t.Failed() {
-			t.Fatal(name)
-		}
-		t.Log(name)
 	}
-	if moments < gvisor.Kills()/2 {
-		t.Errorf("%d of %d commands had not ended when they were killed", moments, gvisor.Kills())
+}
+
+// killed runs a command, and reports whether it was killed, as opposed to having ended.
+func (command *command) killed(t *testing.T, c *cluster.Cluster, i int) bool {
+	if command.args[0] == "down" {
+		c.Up()
 	}
+	moment := rand.N(command.takes)
+	p := c.Background(append([]string{cluster.Program}, command.args...)...)
+	time.Sleep(moment)
+	if p.Ended() {
+		command.takes = moment
+	}
+	c.Must("sh", "-c", kill)
+	c.Await("the end of "+command.args[0], time.Minute, p.Ended)
+	var exit *exec.ExitError
+	killed := errors.As(p.Err(), &exit) && exit.ExitCode() == 128+int(unix.SIGKILL)
+	if !killed && p.Err() != nil {
+		t.Fatalf("k3s9p %v, which was not killed: %v\n%s", command.args, p.Err(), p.Output())
+	}
+	t.Logf("%d: %s after %.2f s: killed: %v", i+1, command.args[0], moment.Seconds(), killed)
+	return killed
 }
