@@ -37,7 +37,7 @@ Ready, and k3s9p down ends it.`,
 	cmd.Flags().StringArrayVar(&o.APIServerArgs, "kube-apiserver-arg", nil, "a further flag of kube-apiserver, as name=value; may be repeated")
 	cmd.Flags().StringArrayVar(&o.ControllerManagerArgs, "kube-controller-manager-arg", nil, "the same for kube-controller-manager")
 	cmd.Flags().StringArrayVar(&o.SchedulerArgs, "kube-scheduler-arg", nil, "the same for kube-scheduler")
-	cmd.Flags().StringVar(&o.Rootless, "rootless", node.RootlessAuto, "always, or never, in namespaces of its own, which need no privileges (default: auto, where privileges are missing)")
+	cmd.Flags().StringVar(&o.Rootless, "rootless", node.RootlessAuto, "in namespaces of its own, which need no privileges: always, never, or auto, where privileges are missing")
 	cmd.Flags().Lookup("rootless").NoOptDefVal = node.RootlessAlways
 	cmd.Flags().StringVar(&o.Network, "network", "", "none: the cluster reaches nothing outside (default: what this machine reaches)")
 	cmd.Flags().StringVar(&o.Services, "services", "", "proxy: serve Services in userspace also where the kernel can (default: what this machine can)")
@@ -65,7 +65,7 @@ func nodeFlags(cmd *cobra.Command, o *node.Options) (dryRun *bool) {
 	cmd.Flags().StringVar(&o.NodeName, "node-name", "", "the name of the node (default: the host name)")
 	cmd.Flags().StringVar(&o.AdvertiseAddress, "advertise-address", "", "the address of this machine that other nodes reach it at (default: the one that leads to the server, or that of the default route)")
 	cmd.Flags().StringArrayVar(&o.KubeletArgs, "kubelet-arg", nil, "a further flag of the kubelet, as name=value; may be repeated")
-	cmd.Flags().StringArrayVar(&o.Publish, "publish", nil, "a further port of this machine for a node port, as [ADDRESS:]PORT:NODEPORT; may be repeated")
+	cmd.Flags().StringArrayVar(&o.Publish, "publish", nil, "a further port of this machine for a node port or a hostPort, as [ADDRESS:]PORT:NODEPORT[/udp]; may be repeated")
 	_ = cmd.MarkFlagDirname("images")
 	return dryRun
 }

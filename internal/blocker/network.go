@@ -41,7 +41,7 @@ var linkKind = Blocker{
 	ID:      "link-kind",
 	Title:   "network devices without a kind",
 	Symptom: "already exists but is not a bridge",
-	Source:  "containernetworking/plugins plugins/main/bridge bridgeByName and pkg/ip; a gVisor of before 2026 sends no IFLA_INFO_KIND",
+	Source:  "containernetworking/plugins plugins/main/bridge bridgeByName and pkg/ip; a gVisor of January 2026 or before sends no IFLA_INFO_KIND",
 	Remedy:  Patch,
 	Action:  "the plugins here take a device of unknown kind by its name",
 	Check: func(ctx context.Context, _ *Host) (Answer, string) {

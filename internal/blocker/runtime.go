@@ -44,7 +44,7 @@ var tmpfsOptions = Blocker{
 	ID:      "tmpfs-options",
 	Title:   "a tmpfs without limits",
 	Symptom: "can't mask dir…nr_blocks=1,nr_inodes=2: invalid argument",
-	Source:  "opencontainers/runc libcontainer/rootfs_linux.go maskDir, since 1.5; gVisor pkg/sentry/fsimpl/tmpfs of before 2026",
+	Source:  "opencontainers/runc libcontainer/rootfs_linux.go maskDir, since 1.5; gVisor pkg/sentry/fsimpl/tmpfs of before July 2026",
 	Remedy:  Patch,
 	Action:  "runc here hides a directory with a read-only tmpfs without them",
 	Check: func(ctx context.Context, h *Host) (Answer, string) {

@@ -27,7 +27,7 @@ func pair() (netlink.Link, error) {
 }
 
 // veth makes two connected veth devices. Of which Go type they are says nothing: a gVisor
-// of before 2026 sends no kind (IFLA_INFO_KIND) of a link.
+// of January 2026 or before sends no kind (IFLA_INFO_KIND) of a link.
 func veth(name, peerName string) (link, peer netlink.Link, err error) {
 	attributes := netlink.NewLinkAttrs()
 	attributes.Name = name
