@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -117,8 +118,18 @@ func dataDir(cmd *cobra.Command) string {
 	if err != nil { // a command that parses no flags
 		dir, _ = cmd.Root().PersistentFlags().GetString(dataDirFlag)
 	}
-	if absolute, err := filepath.Abs(dir); err == nil {
-		return absolute
+	absolute, err := filepath.Abs(dir)
+	if err != nil {
+		return dir
 	}
-	return dir
+	return resolved(absolute)
+}
+
+// resolved follows the symbolic links in the part of a path that exists: what is told of
+// a node by the kernel, such as where its programs are, is without them.
+func resolved(path string) string {
+	if real, err := filepath.EvalSymlinks(path); err == nil || path == filepath.Dir(path) {
+		return cmp.Or(real, path)
+	}
+	return filepath.Join(resolved(filepath.Dir(path)), filepath.Base(path))
 }

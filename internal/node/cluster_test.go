@@ -1,11 +1,14 @@
 package node
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"k3s9p/internal/probe"
 )
@@ -161,6 +164,53 @@ func TestPurgeLeavesWhatIsNoNodes(t *testing.T) {
 	}
 	if err := (Paths{t.TempDir()}).ours(); err != nil {
 		t.Errorf("an empty directory: %v", err)
+	}
+	// What a user has prepared is no reason not to begin, but one not to remove it.
+	dir = t.TempDir()
+	for _, name := range []string{"manifests", ".tmp-cluster.json1", ".probe-12-3"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := (Paths{dir}).ours("manifests", "lost+found"); err != nil {
+		t.Errorf("a directory with manifests, for up: %v", err)
+	}
+	if err := (Paths{dir}).ours(); err == nil {
+		t.Error("a user's manifests were taken for a node's")
+	}
+}
+
+// A data directory that somebody has mounted stays, without what was in it.
+func TestRemoveDataOfAMount(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("to mount needs root")
+	}
+	outside, data := t.TempDir(), filepath.Join(t.TempDir(), "data")
+	if err := errors.Join(os.Mkdir(data, 0o755), os.MkdirAll(filepath.Join(outside, "bundle", "bin"), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(outside, data, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(data, unix.MNT_DETACH) })
+	if err := removeData(data); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{data, outside} {
+		if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+			t.Errorf("%s has %v, %v", dir, entries, err)
+		}
+	}
+	if err := unix.Unmount(data, 0); err != nil {
+		t.Errorf("it is mounted no more: %v", err)
+	}
+	for range 2 {
+		if err := removeData(data); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Stat(data); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a data directory that is not mounted stays: %v", err)
 	}
 }
 

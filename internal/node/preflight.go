@@ -28,6 +28,9 @@ func preflight(o Options, rung Rung, ports func(Options, Cluster) []listener) (r
 	if err != nil {
 		return record.Build{}, Cluster{}, err
 	}
+	if err := p.ours(filepath.Base(p.Manifests()), "lost+found"); err != nil { // of users, who may want it applied; of a disk
+		return build, Cluster{}, err
+	}
 	routes, err := routesOf(p)
 	if err != nil {
 		return build, Cluster{}, err

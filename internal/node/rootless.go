@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -374,7 +375,7 @@ const removeName = "k3s9p-remove"
 
 func init() {
 	reexec.Register(removeName, func() {
-		if err := rmtree.Tree(os.Args[1]); err != nil {
+		if err := removeAll(os.Args[1]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -384,7 +385,7 @@ func init() {
 // removeData removes a directory of a node. What is in it of users that were mapped in
 // the node's namespaces is removed in such ones.
 func removeData(dir string) error {
-	err := rmtree.Tree(dir)
+	err := removeAll(dir)
 	if os.Geteuid() == 0 || !errors.Is(err, os.ErrPermission) {
 		return err
 	}
@@ -394,6 +395,24 @@ func removeData(dir string) error {
 		return err
 	}
 	return cmd.Wait()
+}
+
+// removeAll removes a directory. One that somebody has mounted stays, and is empty then.
+func removeAll(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	for _, entry := range entries {
+		err = errors.Join(err, rmtree.Tree(filepath.Join(dir, entry.Name())))
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(dir); !errors.Is(err, unix.EBUSY) {
+		return err
+	}
+	return nil
 }
 
 // privilegedLeftovers is an error if a node on the other rung was killed: what it has

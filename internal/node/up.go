@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -463,18 +464,24 @@ func (p Paths) pending() bool {
 	return err == nil || !p.journal().Empty()
 }
 
-// ours returns an error for a directory that no node has made: it would be removed.
-func (p Paths) ours() error {
+// ours returns an error for a directory that has something in it that no node has made: all
+// of it would be removed with the node. What else may be there is named.
+func (p Paths) ours(others ...string) error {
 	entries, err := os.ReadDir(p.Data)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(p.cluster()); err == nil || len(entries) == 0 {
+	if _, err := os.Stat(p.cluster()); err == nil {
 		return nil
 	}
+	own := append([]string{"lock", "log", "bundle", "fixes", "run"}, others...)
 	for _, entry := range entries {
-		if !slices.Contains([]string{"lock", "log", "bundle", "fixes", "run"}, entry.Name()) {
-			return hint.Add(fmt.Errorf("%s is not the data directory of a node: it has %s and no cluster.json", p.Data, entry.Name()), "--data-dir names it")
+		name := entry.Name()
+		if passing := strings.HasPrefix(name, ".tmp-") || strings.HasPrefix(name, ".probe-"); !passing && !slices.Contains(own, name) {
+			return hint.Add(fmt.Errorf("%s is not the data directory of a node: it has %s and no cluster.json", p.Data, name), "--data-dir names it; a new one is a directory that is empty or does not exist")
 		}
 	}
 	return nil
