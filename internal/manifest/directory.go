@@ -31,6 +31,7 @@ type Directory struct {
 
 	applied map[string]*applied // by the name of the file; it lasts
 	seen    map[string]seen
+	stale   map[Ref]int // for how many looks in a row an object has been in no manifest
 }
 
 // applied is what a manifest has brought into the cluster.
@@ -48,13 +49,18 @@ type seen struct {
 	tried    time.Time
 }
 
+// staleLooks is after how many looks in a row an object is deleted that is in no manifest
+// any more. A file that is just being written, or replaced by an editor, lacks objects
+// for a moment, and to make them again would not bring back what they held.
+const staleLooks = 2
+
 // again is how long after a failure a manifest is tried again that has not changed.
 const again = 10 * time.Second
 
 // Open returns the directory at path, which need not exist, with what the file record
 // says of it.
 func Open(path, record string, cluster Cluster) (*Directory, error) {
-	d := &Directory{path: path, record: record, cluster: cluster, applied: make(map[string]*applied), seen: make(map[string]seen)}
+	d := &Directory{path: path, record: record, cluster: cluster, applied: make(map[string]*applied), seen: make(map[string]seen), stale: make(map[Ref]int)}
 	data, err := os.ReadFile(record)
 	if errors.Is(err, fs.ErrNotExist) {
 		return d, nil
@@ -80,7 +86,8 @@ func (d *Directory) Apply(ctx context.Context, names ...string) error {
 	return errors.Join(failures, d.save())
 }
 
-// Sync brings the cluster to what the files say, and returns what has become of each.
+// Sync brings the cluster to what the files say, and returns what has become of each. An
+// object that is in none of them any more is deleted when the next look finds that too.
 // It asks the cluster nothing where no file has changed. The error is about the
 // directory; that of a file is with the file.
 func (d *Directory) Sync(ctx context.Context) ([]File, error) {
@@ -100,7 +107,7 @@ func (d *Directory) Sync(ctx context.Context) ([]File, error) {
 	for name, a := range d.applied {
 		if !there[name] {
 			delete(d.seen, name)
-			a.Objects, a.Stale = nil, union(a.Stale, a.Objects)
+			a.Digest, a.Objects, a.Stale = "", nil, union(a.Stale, a.Objects) // it may come back
 		}
 	}
 	pruned, failures := d.prune(ctx, known)
@@ -152,6 +159,9 @@ func (d *Directory) applyFile(ctx context.Context, known kinds, name string) err
 	if err != nil {
 		return err
 	}
+	if a != nil && len(objects) == 0 && len(a.Objects) > 0 {
+		return errors.New("it holds no objects any more; what it has brought stays until the file is removed")
+	}
 	if a == nil {
 		a = new(applied)
 		d.applied[name] = a
@@ -176,7 +186,7 @@ func (d *Directory) applyFile(ctx context.Context, known kinds, name string) err
 }
 
 // prune deletes what is stale and in no manifest, after all of them were applied: an
-// object may have moved from one to another. It reports whether there was any.
+// object may have moved from one to another. See staleLooks. It reports whether there was any.
 func (d *Directory) prune(ctx context.Context, known kinds) (bool, error) {
 	var wanted []Ref
 	for _, a := range d.applied {
@@ -189,12 +199,19 @@ func (d *Directory) prune(ctx context.Context, known kinds) (bool, error) {
 		for _, ref := range slices.Backward(a.Stale) { // what came last may need the others
 			worked = true
 			if slices.Contains(wanted, ref) {
+				delete(d.stale, ref)
+				continue
+			}
+			if d.stale[ref]++; d.stale[ref] < staleLooks {
+				left = append(left, ref)
 				continue
 			}
 			if err := d.cluster.remove(ctx, known, ref); err != nil {
 				failures = errors.Join(failures, fmt.Errorf("delete %s, which %s had brought: %w", ref, name, err))
 				left = append(left, ref)
+				continue
 			}
+			delete(d.stale, ref)
 		}
 		slices.Reverse(left)
 		a.Stale = left

@@ -95,6 +95,13 @@ func (d *directory) write(name, text string) {
 	}
 }
 
+func (d *directory) remove(name string) {
+	d.t.Helper()
+	if err := os.Remove(filepath.Join(d.path, name)); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
 // sync returns the errors of the files.
 func (d *directory) sync() map[string]string {
 	d.t.Helper()
@@ -144,12 +151,66 @@ func TestSyncFollowsFiles(t *testing.T) {
 	}
 	d.write("a.yaml", named("two", "three"))
 	d.sync()
+	d.sync()
 	d.want(configMaps+"three", configMaps+"two", webPath)
-	if err := os.Remove(filepath.Join(d.path, "b.yml")); err != nil {
-		t.Fatal(err)
-	}
+	d.remove("b.yml")
+	d.sync()
 	d.sync()
 	d.want(configMaps+"three", configMaps+"two")
+	d.server.requests = nil
+	d.sync()
+	if d.server.requests != nil {
+		t.Errorf("all is deleted, and it asks %q", d.server.requests)
+	}
+}
+
+// A file that is cut off while it is written, or away while an editor replaces it, costs
+// no object.
+func TestSyncInTheMiddleOfAChange(t *testing.T) {
+	d := newDirectory(t)
+	whole := named("one", "two") + web
+	d.write("a.yaml", whole)
+	d.sync()
+	all := []string{configMaps + "one", configMaps + "two", webPath}
+	d.want(all...)
+	for _, meanwhile := range []struct {
+		name   string
+		change func()
+	}{
+		{"half of it", func() { d.write("a.yaml", named("one")) }},
+		{"away", func() { d.remove("a.yaml") }},
+	} {
+		d.server.requests = nil
+		meanwhile.change()
+		d.sync()
+		d.want(all...)
+		d.write("a.yaml", whole)
+		for range 3 {
+			if failed := d.sync(); len(failed) > 0 {
+				t.Errorf("%s: failed: %v", meanwhile.name, failed)
+			}
+		}
+		for _, request := range d.server.requests {
+			if strings.HasPrefix(request, http.MethodDelete) {
+				t.Errorf("%s: %s", meanwhile.name, request)
+			}
+		}
+		d.want(all...)
+	}
+	// However long that takes.
+	for _, nothing := range []string{"", "\n", "---\n# later\n"} {
+		d.write("a.yaml", nothing)
+		for range 5 {
+			if failed := d.sync(); !strings.Contains(failed["a.yaml"], "holds no objects any more") {
+				t.Errorf("with %q failed: %v", nothing, failed)
+			}
+		}
+		d.want(all...)
+	}
+	d.remove("a.yaml")
+	d.sync()
+	d.sync()
+	d.want()
 }
 
 func TestSyncRemembers(t *testing.T) {
@@ -159,10 +220,9 @@ func TestSyncRemembers(t *testing.T) {
 	d.sync()
 	d.server.objects[configMaps+"one"] = "what the user has made of it"
 	d.server.requests = nil
-	if err := os.Remove(filepath.Join(d.path, "b.yaml")); err != nil {
-		t.Fatal(err)
-	}
+	d.remove("b.yaml")
 	d.reopen(filepath.Dir(d.path))
+	d.sync()
 	d.sync()
 	d.want(configMaps+"one", configMaps+"two")
 	if d.server.objects[configMaps+"one"] != "what the user has made of it" {
@@ -183,6 +243,7 @@ func TestSyncMoves(t *testing.T) {
 	if err := os.Rename(filepath.Join(d.path, "b.yaml"), filepath.Join(d.path, "c.yaml")); err != nil {
 		t.Fatal(err)
 	}
+	d.sync()
 	d.sync()
 	d.want(configMaps+"one", configMaps+"three", configMaps+"two")
 	for _, request := range d.server.requests {
@@ -244,8 +305,10 @@ func TestSyncTriesAgain(t *testing.T) {
 	delete(d.server.resources, "/apis/example.com/v1")
 	delete(d.server.objects, gadgetPath)
 	d.write("a.yaml", named("one"))
-	if failed := d.sync(); len(failed) > 0 {
-		t.Errorf("failed: %v", failed)
+	for range 2 {
+		if failed := d.sync(); len(failed) > 0 {
+			t.Errorf("failed: %v", failed)
+		}
 	}
 	d.want(configMaps+"one", configMaps+"three", configMaps+"two")
 }
@@ -274,15 +337,15 @@ func TestSyncDeletesLater(t *testing.T) {
 	d.write("a.yaml", named("one", "two"))
 	d.sync()
 	d.server.refuse = "/one"
-	if err := os.Remove(filepath.Join(d.path, "a.yaml")); err != nil {
-		t.Fatal(err)
-	}
+	d.remove("a.yaml")
+	d.sync()
 	if _, err := d.Sync(t.Context()); err == nil || !strings.Contains(err.Error(), "delete ConfigMap default/one, which a.yaml had brought: refused") {
 		t.Errorf("the error is %v", err)
 	}
 	d.want(configMaps + "one")
 	d.server.refuse = ""
 	d.reopen(filepath.Dir(d.path))
+	d.sync()
 	d.sync()
 	d.want()
 }
