@@ -284,7 +284,8 @@ func (s *Supervisor) run(c *child, started chan<- error) {
 func (s *Supervisor) start(c *child) (*exec.Cmd, error) {
 	cmd := exec.Command(c.Args[0], c.Args[1:]...)
 	cmd.Env = c.Env
-	cmd.Stdout, cmd.Stderr = c.out, c.out
+	out := lossy{c.out}
+	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGTERM}
 	cmd.WaitDelay = time.Second // children of a program may hold its outputs open
 	s.mu.Lock()
@@ -305,6 +306,16 @@ func (s *Supervisor) start(c *child) (*exec.Cmd, error) {
 	}
 	s.notify()
 	return cmd, nil
+}
+
+// lossy drops what cannot be written. os/exec answers an error, such as that of a full
+// disk, by closing the pipe, and the program would end at the next line that it writes
+// (SIGPIPE).
+type lossy struct{ io.Writer }
+
+func (l lossy) Write(p []byte) (int, error) {
+	_, _ = l.Writer.Write(p)
+	return len(p), nil
 }
 
 func (s *Supervisor) notify() {

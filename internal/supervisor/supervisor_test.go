@@ -52,6 +52,25 @@ func TestWhatDiesIsStartedAnew(t *testing.T) {
 	}
 }
 
+// A log that cannot be written, as on a full disk, ends nobody.
+func TestWhatCannotBeLoggedIsDropped(t *testing.T) {
+	s := quiet(t)
+	done := filepath.Join(t.TempDir(), "done")
+	if err := os.Symlink("/dev/full", filepath.Join(s.dir, "chatty.log")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(shell("chatty", "echo one; sleep 0.2; echo two; sleep 0.2; echo three && echo > "+done+"; exec sleep 60")); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the third line", func() bool {
+		if exit := s.States()[0].LastExit; exit != "" {
+			t.Fatalf("the program ended: %s", exit)
+		}
+		_, err := os.Stat(done)
+		return err == nil
+	})
+}
+
 func TestAwaitNamesTheProgramThatEnded(t *testing.T) {
 	s := quiet(t)
 	if err := s.Start(shell("apiserver", "echo no such flag; exit 1")); err != nil {
