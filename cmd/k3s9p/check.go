@@ -29,9 +29,9 @@ cannot run with.`,
 		if err != nil {
 			return err
 		}
-		rung, plan, err := node.Check(cmd.Context(), dataDir(cmd))
-		if err != nil {
-			return err
+		rung, plan, refused := node.Check(cmd.Context(), dataDir(cmd))
+		if refused != nil && len(plan.Findings) == 0 {
+			return refused
 		}
 		if asJSON {
 			err = printJSON(cmd.OutOrStdout(), plan)
@@ -48,7 +48,7 @@ cannot run with.`,
 		if len(stuck) > 0 {
 			return fmt.Errorf("found, and there is no fix for it: %s", strings.Join(stuck, ", "))
 		}
-		return nil
+		return refused
 	}
 	return cmd
 }

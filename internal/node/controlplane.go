@@ -2,7 +2,9 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -114,6 +116,24 @@ func (n *Node) apiserverArgs() []string {
 		"--service-account-key-file=" + pki("sa.pub"),
 		"--service-account-signing-key-file=" + pki("sa.key"),
 		"--endpoint-reconciler-type=lease",
+	}
+}
+
+// again makes objects until the apiserver takes them: it answers before its admission
+// plugins are ready, which refuse everything until then (k8s.io/apiserver/pkg/admission,
+// Handler.WaitForReady). What it finds wrong about an object will stay so.
+func (n *Node) again(makes func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		var wrong error
+		err := n.supervisor.Await(ctx, func(ctx context.Context) error {
+			err := makes(ctx)
+			if answered(err, http.StatusBadRequest) || answered(err, http.StatusUnprocessableEntity) {
+				wrong = err
+				return nil
+			}
+			return err
+		}, n.distribution().server...)
+		return errors.Join(err, wrong)
 	}
 }
 

@@ -107,7 +107,7 @@ func (n *Node) kubernetesSteps() []step {
 			return "", err
 		}},
 		{title: "start the datastore, make certificates", do: plain(n.datastore, n.certificates, n.address), of: servers},
-		{title: "start the control plane", do: plain(n.controlPlane, n.publishServer, n.roles, n.addOns, n.register), of: servers},
+		{title: "start the control plane", do: plain(n.controlPlane, n.publishServer, n.again(n.roles), n.addOns, n.again(n.register)), of: servers},
 		{title: "wait for the container runtime", do: func(context.Context) (string, error) { return "", runtime.Wait() }},
 		{title: "start the kubelet, DNS and Services", do: plain(n.kubelet, n.dns, n.openServices)},
 		{title: "wait until the node is Ready", do: plain(n.ready)},

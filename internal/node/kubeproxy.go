@@ -44,7 +44,10 @@ func (n *Node) kubeProxyServes(ctx context.Context) error {
 				return err
 			}
 		}
-		if err := errors.Join(n.letKubeProxy(ctx), start(n)); err != nil {
+		if err := n.letKubeProxy(ctx); err != nil { // its rules are not recorded
+			return err
+		}
+		if err := start(n); err != nil {
 			return err
 		}
 		programs = append(programs, kubeProxy)

@@ -106,7 +106,7 @@ func planServices(plan *blocker.Plan, p Paths, c Cluster, o Options, program str
 	case mode != config.ServiceProxy && c.Joined() && !c.KubeProxy:
 		inUserspace("a node that has joined has its own DNS server at the address of the Service")
 	case c.Joined() && c.KubeProxy && (mode == config.ServiceProxy || why != ""):
-		return hint.Add(fmt.Errorf("k3s lets the kernel serve Services on all nodes of the cluster of %s, and here it cannot: %s", c.Server, cmp.Or(why, plan.Explain(blocker.Services))),
+		return hint.Add(fmt.Errorf("k3s lets the kernel serve Services on all nodes of the cluster of %s, as that said when it was asked last, and here it cannot: %s", c.Server, cmp.Or(why, plan.Explain(blocker.Services))),
 			"on the server: k3s9p down; k3s9p up --services=proxy")
 	case mode == config.ServiceProxy:
 	case why != "":
