@@ -3,7 +3,9 @@ package loopback
 
 import (
 	"context"
+	"errors"
 	"net"
+	"os"
 	"sync"
 
 	"google.golang.org/grpc/test/bufconn"
@@ -89,6 +91,28 @@ func (l *Listener) DialContext(ctx context.Context, _, _ string) (net.Conn, erro
 
 // conn is one end of a connection within the process.
 type conn struct{ net.Conn }
+
+func (c conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	return n, timedOut(err)
+}
+
+func (c conn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	return n, timedOut(err)
+}
+
+// timedOut makes an error about a deadline the one that sockets give. That of bufconn is
+// not temporary, and crypto/tls keeps such a one for all later reads: net/http, which ends
+// its read in the background by a deadline, would close each connection of HTTP/1.1 after
+// the first answer.
+func timedOut(err error) error {
+	var timeout net.Error
+	if errors.As(err, &timeout) && timeout.Timeout() {
+		return os.ErrDeadlineExceeded
+	}
+	return err
+}
 
 func (conn) LocalAddr() net.Addr  { return address }
 func (conn) RemoteAddr() net.Addr { return address }

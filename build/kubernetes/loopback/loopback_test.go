@@ -6,6 +6,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 )
@@ -82,6 +84,45 @@ func TestDialWhateverTheAddress(t *testing.T) {
 	var timeout net.Error
 	if _, err := server.Read(make([]byte, 1)); !errors.As(err, &timeout) || !timeout.Timeout() {
 		t.Errorf("a read after its deadline: %v", err)
+	}
+}
+
+// A connection is used again, as one by a socket is: by HTTP/1.1 and TLS too, which webhooks
+// speak, and where the server interrupts a read of its own after each request.
+func TestConnectionsAreKept(t *testing.T) {
+	network, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := New(network)
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(w, r.Body)
+	}))
+	server.Listener.Close()
+	server.Listener = l
+	server.StartTLS()
+	defer server.Close()
+	dialled := 0
+	client := server.Client()
+	transport := client.Transport.(*http.Transport)
+	transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		dialled++
+		return l.DialContext(ctx, network, address)
+	}
+	for range 5 {
+		answer, err := client.Post(server.URL, "text/plain", strings.NewReader("echo"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(answer.Body)
+		answer.Body.Close()
+		if string(body) != "echo" || err != nil || answer.ProtoMajor != 1 {
+			t.Fatalf("the answer is %q by %s, %v", body, answer.Proto, err)
+		}
+		time.Sleep(10 * time.Millisecond) // as long as the server may need to close it
+	}
+	if dialled != 1 {
+		t.Errorf("five requests made %d connections", dialled)
 	}
 }
 
