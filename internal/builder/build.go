@@ -62,7 +62,7 @@ func (b *Builder) For(arch string) (*Builder, error) {
 		return nil, hint.Add(fmt.Errorf("nothing can be built for the architecture %q", arch), "the architectures are %s", strings.Join(gotool.Architectures(), ", "))
 	}
 	other := At(b.Root, b.Runner, b.Variables...)
-	other.Slim, other.Arch, other.Other, other.making = b.Slim, arch, arch, b.making
+	other.Slim, other.AtOnce, other.Arch, other.Other, other.making = b.Slim, b.AtOnce, arch, arch, b.making
 	return other, nil
 }
 
@@ -77,9 +77,13 @@ func (b *Builder) BuildFor(ctx context.Context, distro string, archs []string) (
 		return nil, err
 	}
 	defer unlock()
+	several := *b
+	several.AtOnce = len(archs)
+	b = &several
 	builds, ctx := errgroup.WithContext(ctx)
 	var begin []func() error
-	for _, arch := range archs {
+	conclusions := make([]string, len(archs))
+	for i, arch := range archs {
 		other, err := b.For(arch)
 		if err != nil {
 			return nil, err
@@ -98,7 +102,8 @@ func (b *Builder) BuildFor(ctx context.Context, distro string, archs []string) (
 			return nil, err
 		}
 		begin = append(begin, func() error {
-			if err := other.build(ctx, selection); err != nil {
+			var err error
+			if conclusions[i], err = other.build(ctx, selection); err != nil {
 				return fmt.Errorf("build for %s: %w", other.Target(), err)
 			}
 			return nil
@@ -108,7 +113,11 @@ func (b *Builder) BuildFor(ctx context.Context, distro string, archs []string) (
 	for _, build := range begin {
 		builds.Go(build)
 	}
-	return dists, builds.Wait()
+	if err := errors.Join(builds.Wait(), b.pruneSources()); err != nil {
+		return nil, err
+	}
+	fmt.Print(strings.Join(conclusions, ""))
+	return dists, nil
 }
 
 // Build makes a distribution (DISTRO: k3s, kubernetes, auto) in dist/.
@@ -127,7 +136,9 @@ func (b *Builder) Build(ctx context.Context, distro string) (err error) {
 	if err := b.installNeeds(ctx, selection); err != nil {
 		return err
 	}
-	return b.build(ctx, selection)
+	conclusion, err := b.build(ctx, selection)
+	fmt.Print(conclusion)
+	return err
 }
 
 // open locks the work tree, if it can be written.
@@ -147,22 +158,23 @@ func (b *Builder) selected(ctx context.Context, distro string) (pin.Selection, e
 	return selection, err
 }
 
-// build makes a distribution of which everything is there that compiling takes.
-func (b *Builder) build(ctx context.Context, selection pin.Selection) error {
+// build makes a distribution of which everything is there that compiling takes, and
+// returns what is to be said of it.
+func (b *Builder) build(ctx context.Context, selection pin.Selection) (string, error) {
 	chain, err := b.Toolchain(ctx, b.Root, pin.CGO(selection.Sets...))
 	if err != nil {
-		return err
+		return "", err
 	}
-	err = b.assemble(ctx, selection, chain)
+	conclusion, err := b.assemble(ctx, selection, chain)
 	var damaged *damagedError
 	if errors.As(err, &damaged) {
 		b.UI.Say("%v: building it again", damaged)
 		if err := rmtree.Tree(damaged.dir); err != nil {
-			return err
+			return "", err
 		}
-		err = b.assemble(ctx, selection, chain)
+		conclusion, err = b.assemble(ctx, selection, chain)
 	}
-	return err
+	return conclusion, err
 }
 
 // needs are the packages of the system that compiling some sets takes here.
@@ -199,30 +211,30 @@ func (b *Builder) own(directory string) string {
 }
 
 // assemble makes all sets and brings dist/ to their state.
-func (b *Builder) assemble(ctx context.Context, selection pin.Selection, chain record.Toolchain) error {
+func (b *Builder) assemble(ctx context.Context, selection pin.Selection, chain record.Toolchain) (conclusion string, err error) {
 	there := b.sumDist()
 	var sets []Compiled
 	for _, set := range selection.Sets {
 		c, err := b.Make(ctx, set, chain)
 		if err != nil {
-			return err
+			return "", err
 		}
 		sets = append(sets, c)
 	}
 	images, err := b.images(ctx, chain)
 	if err != nil {
-		return err
+		return "", err
 	}
 	var lacks []string
 	if selection.Parted != nil {
 		if sets, lacks, err = b.join(ctx, selection, chain, sets); err != nil {
-			return err
+			return "", err
 		}
 	}
 	sets = append(sets, images)
 	launcher, err := b.launcher(ctx, chain)
 	if err != nil {
-		return err
+		return "", err
 	}
 	d := distribution{recordOf(selection, chain, sets), sets, launcher}
 	d.record.Lacks = lacks
@@ -230,16 +242,15 @@ func (b *Builder) assemble(ctx context.Context, selection pin.Selection, chain r
 	go func() { pruned <- errors.Join(b.pruneFrames(d.record), b.pruneOutputs(d)) }()
 	packed, err := b.pack(ctx, d)
 	if err := errors.Join(err, <-pruned); err != nil {
-		return err
+		return "", err
 	}
 	d.sets = append(d.sets, packed)
 	d.record.Outputs = append(d.record.Outputs, packed.Outputs...)
 	changed, err := b.install(d, there())
 	if err != nil {
-		return err
+		return "", err
 	}
-	b.conclude(selection, d.record, changed)
-	return nil
+	return b.conclusion(selection, d.record, changed), nil
 }
 
 // distribution is all that goes to dist/.
@@ -297,8 +308,8 @@ func (b *Builder) announce(selection pin.Selection) {
 	b.UI.Say("%s", line)
 }
 
-// conclude says on standard output what there is now, and what to type next.
-func (b *Builder) conclude(selection pin.Selection, build record.Build, changed int) {
+// conclusion says what there is now, and what to type next.
+func (b *Builder) conclusion(selection pin.Selection, build record.Build, changed int) string {
 	state := "up to date"
 	if changed > 0 {
 		state = fmt.Sprintf("%d files written", changed)
@@ -307,11 +318,13 @@ func (b *Builder) conclude(selection pin.Selection, build record.Build, changed 
 	if selection.Why != "" {
 		why = " (" + selection.Why + ")"
 	}
-	fmt.Printf("%s %s%s is in %s/: %s\n", build.Distribution, build.Version, why, filepath.Join("dist", b.Other), state)
+	var text strings.Builder
+	fmt.Fprintf(&text, "%s %s%s is in %s/: %s\n", build.Distribution, build.Version, why, filepath.Join("dist", b.Other), state)
 	for _, what := range build.Lacks {
-		fmt.Printf("it lacks %s\n", what)
+		fmt.Fprintf(&text, "it lacks %s\n", what)
 	}
 	if b.Other == "" {
-		fmt.Println("next: dist/k3s9p version, or go tool mage test")
+		fmt.Fprintln(&text, "next: dist/k3s9p version, or go tool mage test")
 	}
+	return text.String()
 }

@@ -166,17 +166,23 @@ func (s *backgroundSum) finish() string {
 	return <-s.done
 }
 
-// pruneOutputs removes outputs and trees that older builds left.
+// pruneOutputs removes outputs, and sources, that older builds left. Sources stay while
+// another architecture may be built from them.
 func (b *Builder) pruneOutputs(d distribution) error {
 	packed, err := b.packedDir(d)
 	inUse := []string{packed, filepath.Dir(d.launcher)}
 	for _, set := range d.sets {
 		inUse = append(inUse, set.Dir)
 	}
-	for _, directory := range []string{"src", "mod", b.own("out")} {
-		err = errors.Join(err, b.Prune(directory, inUse))
+	err = errors.Join(err, b.Prune(b.own("out"), inUse))
+	if b.AtOnce <= 1 {
+		err = errors.Join(err, b.pruneSources())
 	}
 	return err
+}
+
+func (b *Builder) pruneSources() error {
+	return errors.Join(b.Prune("src", nil), b.Prune("mod", nil))
 }
 
 // pruneFrames keeps the frames of the files of this build only: they are large

@@ -23,6 +23,7 @@ type Go struct {
 	Variables []string // that go before those of this process
 	TempDir   string   // where the offline commands put their temporary files
 	Arch      string   // of the programs that are compiled, as Go calls it; this machine's if empty
+	AtOnce    int      // how many go commands run at the same time; 0 is one
 }
 
 // Target is the architecture of the programs that are compiled.
@@ -53,7 +54,7 @@ var unpinned = []string{"GOFLAGS", "GOWORK", "GOOS", "GOARCH", "GOAMD64", "GOARM
 // Env is the environment of the go command: the user's, for the proxy and the
 // caches, with all that changes the result pinned.
 func (g Go) Env(cgo bool) []string {
-	return append(g.EnvWithGC(cgo), tunedGC()...)
+	return append(g.EnvWithGC(cgo), g.tunedGC()...)
 }
 
 // EnvWithGC is Env for a go command that collects its garbage as it does for
@@ -86,15 +87,15 @@ func (g Go) Offline(cgo bool) []string {
 }
 
 // tunedGC lets the compiler and the linker collect only when they come near their
-// share of the memory: half of it, divided by the processors. They live for
-// seconds; not collecting saves 7 % of a link of kube.
-func tunedGC() []string {
+// share of the memory: half of it, divided by the processors, and by the go commands that
+// run at the same time. They live for seconds; not collecting saves 7 % of a link of kube.
+func (g Go) tunedGC() []string {
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err != nil {
 		return nil
 	}
-	share := uint64(info.Totalram) * uint64(info.Unit) / 2 / uint64(runtime.NumCPU())
-	return []string{"GOGC=off", fmt.Sprintf("GOMEMLIMIT=%d", max(share, 1<<30))}
+	share := max(uint64(info.Totalram)*uint64(info.Unit)/2/uint64(runtime.NumCPU()), 1<<30)
+	return []string{"GOGC=off", fmt.Sprintf("GOMEMLIMIT=%d", share/uint64(max(g.AtOnce, 1)))}
 }
 
 // Toolchain asks the go command and, for cgo, the C compiler for their versions.

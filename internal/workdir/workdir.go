@@ -59,7 +59,7 @@ func (t Tree) sweep() error {
 	if err := rmtree.Tree(t.Work("tmp")); err != nil {
 		return err
 	}
-	for _, pattern := range []string{t.Dist(".tmp-*"), t.Dist("*", ".tmp-*"), t.Work("*", ".tmp-*")} {
+	for _, pattern := range []string{t.Dist(".tmp-*"), t.Dist("*", ".tmp-*"), filepath.Join(t.Root, "dist", "*", "*", ".tmp-*"), t.Work("*", ".tmp-*")} {
 		left, err := filepath.Glob(pattern)
 		if err != nil {
 			return err
