@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -50,10 +51,14 @@ func applyConfig(cmd *cobra.Command) error {
 			return hint.Add(fmt.Errorf("the configuration %s has an unknown key %q", file, key), "the keys are %s", strings.Join(known, ", "))
 		}
 		flag := cmd.Flags().Lookup(key)
-		if flag == nil || flag.Changed { // another command's, or typed
+		if flag == nil || flag.Changed || value == nil { // another command's, typed, or a key without a value
 			continue
 		}
-		for _, text := range texts(value) {
+		all, err := texts(value)
+		if err != nil {
+			return fmt.Errorf("the configuration %s: %s: %w", file, key, err)
+		}
+		for _, text := range all {
 			if err := cmd.Flags().Set(key, text); err != nil {
 				return fmt.Errorf("the configuration %s: %s: %w", file, key, err)
 			}
@@ -100,16 +105,24 @@ func configurable(root *cobra.Command) []string {
 	return slices.Compact(names)
 }
 
-func texts(value any) []string {
+// texts are what the value of a key would be on the command line.
+func texts(value any) ([]string, error) {
 	list, ok := value.([]any)
 	if !ok {
 		list = []any{value}
 	}
 	var all []string
 	for _, item := range list {
-		all = append(all, fmt.Sprint(item))
+		switch item := item.(type) {
+		case string, bool:
+			all = append(all, fmt.Sprint(item))
+		case float64: // as all numbers are
+			all = append(all, strconv.FormatFloat(item, 'f', -1, 64))
+		default:
+			return nil, errors.New("this is neither a text, a number, true or false, nor a list of such")
+		}
 	}
-	return all
+	return all, nil
 }
 
 // dataDir is the node's data directory, as an absolute path.
@@ -118,7 +131,7 @@ func dataDir(cmd *cobra.Command) string {
 	if err != nil { // a command that parses no flags
 		dir, _ = cmd.Root().PersistentFlags().GetString(dataDirFlag)
 	}
-	absolute, err := filepath.Abs(dir)
+	absolute, err := filepath.Abs(cmp.Or(dir, defaultData()))
 	if err != nil {
 		return dir
 	}

@@ -32,6 +32,8 @@ func mountCommand(args []string) error {
 	flags := pflag.NewFlagSet("mount", pflag.ContinueOnError)
 	kind := flags.StringP("types", "t", "", "the type of the filesystem")
 	options := flags.StringP("options", "o", "", "a list with commas")
+	// The kubelet says so of a subPath, which it has resolved (pkg/volume/util/subpath).
+	flags.BoolP("no-canonicalize", "c", false, "take the paths as they are, which is done anyway")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
