@@ -16,7 +16,7 @@ import (
 )
 
 // MemoryAvailable is what programs can still use without swapping, in bytes, as
-// /proc/meminfo states it (proc_meminfo(5)).
+// /proc/meminfo states it (proc_meminfo(5)), and no more than [Memory].
 func MemoryAvailable() (int64, error) {
 	proc, err := procfs.NewDefaultFS()
 	if err != nil {
@@ -29,7 +29,8 @@ func MemoryAvailable() (int64, error) {
 	if info.MemAvailableBytes == nil {
 		return 0, errors.New("/proc/meminfo states no MemAvailable")
 	}
-	return int64(*info.MemAvailableBytes), nil
+	all, _, err := Memory()
+	return min(int64(*info.MemAvailableBytes), all), err
 }
 
 // Memory is what this process and those that it starts can use, in bytes: what the machine

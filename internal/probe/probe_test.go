@@ -132,6 +132,9 @@ func TestMemory(t *testing.T) {
 		if bytes, by, err := Memory(); bytes != limit || by != "its cgroup allows" || err != nil {
 			t.Errorf("in a cgroup of %d bytes: %d, %s, %v", limit, bytes, by, err)
 		}
+		if available, err := MemoryAvailable(); available > limit || available <= 0 || err != nil {
+			t.Errorf("in a cgroup of %d bytes are available: %d, %v", limit, available, err)
+		}
 		return
 	}
 	if bytes, by, err := Memory(); bytes < limit || by == "" || err != nil {
