@@ -101,6 +101,11 @@ check_signature() {
 		echo 'this install.sh names no key: the signature is not checked' >&2
 		return
 	fi
+	# Asked before anything that was downloaded is looked at.
+	if have ssh-keygen && ssh-keygen -Y verify </dev/null 2>&1 | grep -q 'option -- *Y'; then
+		echo 'the ssh-keygen here is older than that of OpenSSH 8.1: the signature is not checked, only the checksum' >&2
+		return
+	fi
 	if ! have ssh-keygen; then
 		echo 'there is no ssh-keygen: the signature is not checked, only the checksum' >&2
 		return
@@ -147,6 +152,9 @@ main() {
 	got=$(sum "$work/$file")
 	[ "$got" = "$want" ] || fail "$file has the SHA-256 $got, and the release says $want" 'the download was cut or changed: try again, and if it stays so do not use it'
 	chmod 755 "$work/$file"
+	# Sums and signatures say nothing of the version: this may be an older release.
+	said=$("$work/$file" version 2>/dev/null | sed -n '1s/^k3s9p //p')
+	[ "$said" = "$version" ] || fail "what is served as $version says that it is ${said:-no release}" 'do not use it'
 	mv -f "$work/$file" "$prefix/bin/k3s9p"
 	echo "k3s9p $version is in $prefix/bin/k3s9p"
 	case :$PATH: in

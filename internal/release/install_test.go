@@ -33,7 +33,7 @@ type page struct {
 	env     []string
 }
 
-const newProgram, oldProgram = "#!/bin/sh\necho new\n", "#!/bin/sh\necho old\n"
+const newProgram, oldProgram = "#!/bin/sh\necho k3s9p v1.2.3\n", "#!/bin/sh\necho old\n"
 
 func newPage(t *testing.T) *page {
 	t.Helper()
@@ -178,9 +178,27 @@ func TestInstall(t *testing.T) {
 				p.succeeds(tools, "PREFIX="+p.prefix)
 			}},
 			{"another URL and VERSION", func(t *testing.T, p *page, tools string) {
+				r := newRepository(t)
+				signers, err := readSigners(r.root)
+				p.must(err)
+				script, err := install(Source{Version: "v1.2.4"}, "https://127.0.0.1:1", signers)
+				p.must(err)
+				p.must(os.WriteFile(p.script, []byte(script), 0o644))
+				p.seal(r)
+				p.fails("is there a release v1.2.4?", tools)
+				p.succeeds(tools, "VERSION=v1.2.3", "URL="+p.server.URL+"/")
+			}},
+			{"an older release in the place of a newer one", func(t *testing.T, p *page, tools string) {
 				p.must(os.Rename(p.release, filepath.Join(filepath.Dir(p.release), "v1.2.4")))
 				p.fails("is there a release v1.2.3?", tools)
-				p.succeeds(tools, "VERSION=v1.2.4", "URL="+p.server.URL+"/")
+				p.fails("what is served as v1.2.4 says that it is v1.2.3", tools, "VERSION=v1.2.4")
+			}},
+			{"an ssh-keygen that verifies nothing", func(t *testing.T, p *page, tools string) {
+				p.must(os.Remove(filepath.Join(tools, "ssh-keygen")))
+				p.must(os.WriteFile(filepath.Join(tools, "ssh-keygen"), []byte("#!/bin/sh\necho 'unknown option -- Y' >&2\nexit 1\n"), 0o755))
+				if out := p.succeeds(tools); !strings.Contains(out, "the signature is not checked, only the checksum") {
+					t.Errorf("it says\n%s", out)
+				}
 			}},
 			{"a truncated download", func(t *testing.T, p *page, tools string) {
 				p.answer = on(program, func(w http.ResponseWriter, r *http.Request) {
@@ -195,7 +213,7 @@ func TestInstall(t *testing.T) {
 			}},
 			{"an altered file", func(t *testing.T, p *page, tools string) {
 				p.answer = on(program, func(w http.ResponseWriter, r *http.Request) {
-					io.WriteString(w, strings.Replace(newProgram, "new", "bad", 1))
+					io.WriteString(w, strings.Replace(newProgram, "v1.2.3", "v6.6.6", 1))
 				})
 				p.fails("and the release says", tools)
 			}},
