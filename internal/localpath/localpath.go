@@ -47,15 +47,14 @@ type Place struct {
 }
 
 // Wanted returns the volumes to make for claims of the StorageClass, and the
-// volumes to remove: released, with reclaim policy Delete. Claims that wait for their first pod are left out, and so are those whose
-// volume exists.
+// volumes to remove: released, with reclaim policy Delete. Claims that wait for their first
+// pod are left out, and so are those whose volume exists.
 func Wanted(place Place, claims []corev1.PersistentVolumeClaim, volumes []corev1.PersistentVolume) (create, remove []*corev1.PersistentVolume, refused []Refusal) {
 	there := make(map[string]bool)
 	for i := range volumes {
 		v := &volumes[i]
 		there[v.Name] = true
-		if v.Annotations[provisionedBy] == Provisioner && isOn(v, place.Node) && v.Status.Phase == corev1.VolumeReleased &&
-			v.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete && v.DeletionTimestamp == nil {
+		if place.deletes(v) && v.Status.Phase == corev1.VolumeReleased && v.DeletionTimestamp == nil {
 			remove = append(remove, v)
 		}
 	}
@@ -73,6 +72,38 @@ func Wanted(place Place, claims []corev1.PersistentVolumeClaim, volumes []corev1
 		create = append(create, place.volumeOf(c))
 	}
 	return create, remove, refused
+}
+
+// Ended returns the volumes that are gone, of those that were being deleted at the last
+// look, which ending holds by name; it brings that up to date. One that a user deletes
+// before its claim goes with it, and is never seen released.
+func Ended(place Place, ending map[string]*corev1.PersistentVolume, claims []corev1.PersistentVolumeClaim, volumes []corev1.PersistentVolume) (ended []*corev1.PersistentVolume) {
+	there := make(map[string]bool)
+	for i := range volumes {
+		there[volumes[i].Name] = true
+	}
+	for i := range claims { // somebody has taken the volume away from it, and may bring it back
+		there[claims[i].Spec.VolumeName] = true
+	}
+	for name, v := range ending {
+		if !there[name] {
+			ended = append(ended, v)
+			delete(ending, name)
+		}
+	}
+	for i := range volumes {
+		v := &volumes[i]
+		delete(ending, v.Name)
+		if place.deletes(v) && v.DeletionTimestamp != nil {
+			ending[v.Name] = v
+		}
+	}
+	return ended
+}
+
+// deletes reports whether a volume was made here, and ends with its claim.
+func (p Place) deletes(v *corev1.PersistentVolume) bool {
+	return v.Annotations[provisionedBy] == Provisioner && isOn(v, p.Node) && v.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete
 }
 
 // isOn reports whether a volume is a directory of a node.

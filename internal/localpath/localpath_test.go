@@ -1,6 +1,7 @@
 package localpath
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -87,6 +88,52 @@ func TestWanted(t *testing.T) {
 }
 
 // A user may write a PersistentVolume that looks like ours.
+// A volume that is deleted before its claim is gone with it, and its directory then too.
+func TestEnded(t *testing.T) {
+	const volume = `
+- metadata: {name: pvc-6, deletionTimestamp: "2026-11-26T00:00:00Z", annotations: {pv.kubernetes.io/provisioned-by: k3s9p.local/local-path}}
+  spec:
+    persistentVolumeReclaimPolicy: POLICY
+    hostPath: {path: /data/pvc-6_default_bound}
+    nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [NODE]}]}]}}
+  status: {phase: Bound}
+`
+	bound, none := parse[[]corev1.PersistentVolumeClaim](t, claims), []corev1.PersistentVolumeClaim(nil)
+	of := func(policy, node string) []corev1.PersistentVolume {
+		return parse[[]corev1.PersistentVolume](t, strings.NewReplacer("POLICY", policy, "NODE", node).Replace(volume))
+	}
+	ending := make(map[string]*corev1.PersistentVolume)
+	look := func(claims []corev1.PersistentVolumeClaim, volumes []corev1.PersistentVolume) (names []string) {
+		for _, v := range Ended(Place{Dir: "/data", Node: "here"}, ending, claims, volumes) {
+			names = append(names, v.Name)
+		}
+		return names
+	}
+	for _, step := range []struct {
+		name    string
+		claims  []corev1.PersistentVolumeClaim
+		volumes []corev1.PersistentVolume
+		want    []string
+	}{
+		{"bound", bound, of("Delete", "here"), nil},
+		{"its claim goes", none, of("Delete", "here"), nil},
+		{"gone", none, nil, []string{"pvc-6"}},
+		{"gone already", none, nil, nil},
+		{"once more", bound, of("Delete", "here"), nil},
+		{"gone by force, with its claim there", bound, nil, nil},
+		{"the claim goes too", none, nil, []string{"pvc-6"}},
+		{"again", bound, of("Delete", "here"), nil},
+		{"kept after all", bound, of("Retain", "here"), nil},
+		{"gone, and kept", none, nil, nil},
+		{"another node's", bound, of("Delete", "there"), nil},
+		{"the other node's is gone", none, nil, nil},
+	} {
+		if diff := cmp.Diff(step.want, look(step.claims, step.volumes)); diff != "" {
+			t.Errorf("%s:\n%s", step.name, diff)
+		}
+	}
+}
+
 func TestOnlyOurDirectoriesAreRemoved(t *testing.T) {
 	for path, ours := range map[string]bool{
 		"/data/pvc-1_default_data": true, "/data/pvc-1/": true, "/data": false, "/": false, "/srv": false, "/data/../srv": false,

@@ -26,6 +26,7 @@ func (p Paths) storage() string { return p.at("storage") }
 // ctx ends.
 func (n *Node) followClaims(ctx context.Context) {
 	refused := make(map[string]bool)
+	ending := make(map[string]*corev1.PersistentVolume) // by name: their directories go with them
 	n.follow(ctx, []string{claimsPath, volumesPath}, func() error {
 		var claims corev1.PersistentVolumeClaimList
 		var volumes corev1.PersistentVolumeList
@@ -34,7 +35,7 @@ func (n *Node) followClaims(ctx context.Context) {
 		}
 		create, remove, refusals := localpath.Wanted(n.storagePlace(), claims.Items, volumes.Items)
 		for _, r := range refusals {
-			if key := r.Claim.Namespace + "/" + r.Claim.Name; !refused[key] {
+			if key := string(r.Claim.UID) + " " + r.Reason; !refused[key] {
 				refused[key] = true
 				claim := corev1.ObjectReference{APIVersion: "v1", Kind: "PersistentVolumeClaim", Namespace: r.Claim.Namespace, Name: r.Claim.Name, UID: r.Claim.UID}
 				n.warn(ctx, claim, "ProvisioningFailed", r.Reason)
@@ -46,6 +47,12 @@ func (n *Node) followClaims(ctx context.Context) {
 		}
 		for _, v := range remove {
 			failures = errors.Join(failures, n.removeVolume(ctx, v))
+		}
+		for _, v := range localpath.Ended(n.storagePlace(), ending, claims.Items, volumes.Items) {
+			if err := n.removeDirectory(v); err != nil {
+				failures = errors.Join(failures, err)
+				ending[v.Name] = v
+			}
 		}
 		return failures
 	})
@@ -79,15 +86,23 @@ func (n *Node) makeVolume(ctx context.Context, v *corev1.PersistentVolume) error
 }
 
 func (n *Node) removeVolume(ctx context.Context, v *corev1.PersistentVolume) error {
+	if err := n.removeDirectory(v); err != nil {
+		return err
+	}
+	_, err := n.client.do(ctx, http.MethodDelete, volumesPath+"/"+v.Name, nil)
+	if err != nil && !answered(err, http.StatusNotFound) {
+		return fmt.Errorf("remove volume %s: %w", v.Name, err)
+	}
+	return nil
+}
+
+func (n *Node) removeDirectory(v *corev1.PersistentVolume) error {
 	dir, err := localpath.Directory(n.paths.storage(), v)
 	if err == nil {
 		err = rmtree.Tree(dir)
 	}
-	if err == nil {
-		_, err = n.client.do(ctx, http.MethodDelete, volumesPath+"/"+v.Name, nil)
-	}
-	if err != nil && !answered(err, http.StatusNotFound) {
-		return fmt.Errorf("remove volume %s: %w", v.Name, err)
+	if err != nil {
+		return fmt.Errorf("remove the directory of volume %s: %w", v.Name, err)
 	}
 	n.log.Info("removed a volume", "volume", v.Name)
 	return nil

@@ -8,27 +8,15 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-const claim = `
+// claimOf is one of the default StorageClass.
+func claimOf(name, mode, size string) string {
+	return strings.NewReplacer("NAME", name, "MODE", mode, "SIZE", size).Replace(`
 apiVersion: v1
 kind: PersistentVolumeClaim
-metadata: {name: data}
-spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 64Mi}}}
----
-apiVersion: v1
-kind: PersistentVolumeClaim
-metadata: {name: shared}
-spec: {accessModes: [ReadWriteMany], resources: {requests: {storage: 64Mi}}}
----
-apiVersion: v1
-kind: PersistentVolumeClaim
-metadata: {name: huge}
-spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Pi}}}
----
-apiVersion: v1
-kind: PersistentVolumeClaim
-metadata: {name: exclusive}
-spec: {accessModes: [ReadWriteOncePod], resources: {requests: {storage: 64Mi}}}
-`
+metadata: {name: NAME}
+spec: {accessModes: [MODE], resources: {requests: {storage: SIZE}}}
+`)
+}
 
 // manyVolumes has a pod with each kind of volume that needs no claim, and parts of one.
 const manyVolumes = `
@@ -80,7 +68,6 @@ spec:
 }
 
 func (c *Cluster) volumes(t *testing.T) {
-	c.Apply("claim", claim)
 	t.Run("a claim", c.claimed)
 	t.Run("ReadWriteOncePod", c.exclusive)
 	t.Run("without a claim", c.manyVolumes)
@@ -93,6 +80,7 @@ func (c *Cluster) directories() string { return c.data + "/storage" }
 // claimed binds a claim of the default StorageClass, keeps what a pod writes for the next
 // one, and removes it with the claim.
 func (c *Cluster) claimed(t *testing.T) {
+	c.Apply("data", claimOf("data", "ReadWriteOnce", "64Mi"))
 	c.Apply("writer", podWith("writer", "data"))
 	c.Kubectl("wait", "--for=condition=ready", "pod/writer", "--timeout=60s")
 	if _, err := c.AskPod(c.Pod("writer"), "/write?path=/data/note&text=kept"); err != nil {
@@ -109,23 +97,43 @@ func (c *Cluster) claimed(t *testing.T) {
 		t.Errorf("the volumes are %q", list)
 	}
 	c.Kubectl("delete", "pvc", "data")
-	c.Await("the end of the volume", time.Minute, func() bool { return strings.TrimSpace(c.Must("ls", c.directories())) == "" })
+	ended := func() bool { return strings.TrimSpace(c.Must("ls", c.directories())) == "" }
+	c.Await("the end of the volume", time.Minute, ended)
+
+	// The volume before its claim.
+	c.Apply("claim", claimOf("other", "ReadWriteOnce", "64Mi"))
+	c.Apply("other", podWith("other", "other"))
+	c.Kubectl("wait", "--for=condition=ready", "pod/other", "--timeout=60s")
+	c.Kubectl("delete", "pod", "other", "--now")
+	if ended() {
+		t.Error("the volume ended with its pod")
+	}
+	c.Kubectl("delete", "--wait=false", "pv", c.Kubectl("get", "pvc", "other", "-o", "jsonpath={.spec.volumeName}"))
+	c.Kubectl("delete", "pvc", "other")
+	c.Await("the end of the other volume", time.Minute, ended)
 }
 
 // refused says, of a claim that cannot be had, why.
 func (c *Cluster) refused(*testing.T) {
-	for claim, why := range map[string]string{
-		"shared": "ReadWriteOnce and ReadWriteOncePod volumes, not ReadWriteMany",
-		"huge":   "1Pi are more than the whole filesystem of " + c.directories() + " has",
+	for _, refused := range []struct{ name, mode, size, why string }{
+		{"shared", "ReadWriteMany", "64Mi", "ReadWriteOnce and ReadWriteOncePod volumes, not ReadWriteMany"},
+		{"huge", "ReadWriteOnce", "1Pi", "1Pi are more than the whole filesystem of " + c.directories() + " has"},
 	} {
-		c.Apply(claim, podWith("impatient", claim))
-		c.Await("the refusal of the claim "+claim, time.Minute, func() bool { return strings.Contains(c.Kubectl("describe", "pvc", claim), why) })
-		c.Kubectl("delete", "pod", "impatient", "--now")
+		for range 2 { // the next one of the same name is told as well
+			c.Apply("claim", claimOf(refused.name, refused.mode, refused.size))
+			c.Apply("impatient", podWith("impatient", refused.name))
+			c.Await("the refusal of the claim "+refused.name, time.Minute, func() bool {
+				return strings.Contains(c.Kubectl("describe", "pvc", refused.name), refused.why)
+			})
+			c.Kubectl("delete", "pod", "impatient", "--now")
+			c.Kubectl("delete", "pvc", refused.name)
+		}
 	}
 }
 
 // exclusive keeps the second pod of a ReadWriteOncePod claim waiting for the first.
 func (c *Cluster) exclusive(t *testing.T) {
+	c.Apply("exclusive", claimOf("exclusive", "ReadWriteOncePod", "64Mi"))
 	c.Apply("first", podWith("first", "exclusive"))
 	c.Kubectl("wait", "--for=condition=ready", "pod/first", "--timeout=60s")
 	c.Apply("next", podWith("next", "exclusive"))
