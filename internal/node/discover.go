@@ -209,6 +209,8 @@ func refused(err error, g greeting, server string, t joinToken) error {
 		return hint.Add(fmt.Errorf("%s refuses the token: it has a token %s, but with another secret", server, t.id()), "copy all of the token, or: "+another)
 	case answered(err, http.StatusUnauthorized):
 		return hint.Add(fmt.Errorf("%s refuses the token: it has no token %s (any more); it has expired, or was deleted", server, t.id()), another)
+	case outOfDate(err):
+		return hint.Add(fmt.Errorf("the certificate of %s is not taken because of its dates: %w", server, err), compareClocks)
 	case errors.As(err, &untrusted):
 		return hint.Add(fmt.Errorf("%s says that it is of the token's cluster, and its certificate is not: %w", server, untrusted.Err), "something between answers in its place")
 	case errors.As(err, &status):

@@ -148,7 +148,7 @@ func (n *Node) awaitServer(ctx context.Context) error {
 	err := n.supervisor.Await(ctx, func(ctx context.Context) error {
 		err := n.client.get(ctx, "/readyz", nil)
 		var untrusted *tls.CertificateVerificationError
-		if answered(err, http.StatusUnauthorized) || errors.As(err, &untrusted) {
+		if answered(err, http.StatusUnauthorized) || errors.As(err, &untrusted) && !outOfDate(err) { // a clock may be set yet
 			no = hint.Add(fmt.Errorf("%s is not the server that this node has joined: %w", n.cluster.Server, err), "k3s9p down --purge, then k3s9p join with a token of that server")
 			return nil
 		}
@@ -158,11 +158,23 @@ func (n *Node) awaitServer(ctx context.Context) error {
 		}
 		return err
 	})
-	if err != nil {
+	switch {
+	case outOfDate(err):
+		return hint.Add(fmt.Errorf("the certificate of %s is not taken: %w", n.cluster.Server, err), compareClocks)
+	case err != nil:
 		return unreachable(n.cluster.Server, err)
 	}
 	return no
 }
+
+// outOfDate reports whether a certificate was not taken because of its dates. One of two
+// clocks may be wrong.
+func outOfDate(err error) bool {
+	var invalid x509.CertificateInvalidError
+	return errors.As(err, &invalid) && invalid.Reason == x509.Expired
+}
+
+const compareClocks = "compare the clocks of both machines; a server that has run for long may have to be started anew"
 
 // allotment is how long the server may take to give a node its part of the cluster CIDR.
 const allotment = 10 * time.Second

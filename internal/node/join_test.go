@@ -1,23 +1,35 @@
 package node
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"io"
+	"log"
+	"log/slog"
 	"maps"
+	"math/big"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"k3s9p/internal/progress"
+	"k3s9p/internal/supervisor"
 )
 
 // testdata/ca.crt is the authority of a cluster, made by kubeadm; this is its hash by
@@ -205,5 +217,46 @@ func TestStepsOfNodes(t *testing.T) {
 	}
 	if slices.Contains(server, "join the cluster") || !slices.Contains(joined, "join the cluster") {
 		t.Errorf("a server has the steps %q, a node that joins %q", server, joined)
+	}
+}
+
+// A server whose certificate is not valid by this machine's clock may be the right one: it
+// is waited for, and nobody is told to begin anew.
+func TestServerOfAnotherTime(t *testing.T) {
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tomorrow := time.Now().Add(24 * time.Hour)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotBefore: tomorrow, NotAfter: tomorrow.Add(time.Hour), DNSNames: []string{apiserverName},
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewUnstartedServer(http.NotFoundHandler())
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: private}}}
+	server.StartTLS()
+	defer server.Close()
+	client, err := trusting(server.URL, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	client.http.Timeout = 10 * time.Second
+	n := &Node{client: client, cluster: Cluster{Server: server.URL}, progress: progress.New(false), supervisor: supervisor.New(t.TempDir(), slog.New(slog.DiscardHandler), nil)}
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	awaited := n.awaitServer(ctx)
+	if ctx.Err() == nil {
+		t.Error("it was not waited for")
+	}
+	asked := client.get(t.Context(), "/", nil)
+	for name, err := range map[string]error{"a node that has joined": awaited, "one that joins": refused(asked, greeting{}, server.URL, joinToken{})} {
+		if err == nil || !strings.Contains(err.Error(), "compare the clocks") || strings.Contains(err.Error(), "purge") {
+			t.Errorf("%s is told: %v", name, err)
+		}
 	}
 }
