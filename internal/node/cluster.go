@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/moby/sys/atomicwriter"
 	"github.com/vishvananda/netlink"
@@ -102,7 +103,7 @@ func settle(p Paths, o Options, distribution string, routes []netip.Prefix) (Clu
 		return Cluster{}, err
 	}
 	if there == nil {
-		return choose(o, distribution, routes)
+		return choose(o, distribution, routes, resolvers())
 	}
 	if err := there.sameServer(p, o); err != nil {
 		return Cluster{}, err
@@ -145,7 +146,9 @@ func readCluster(p Paths) (*Cluster, error) {
 	return &c, nil
 }
 
-func choose(o Options, distribution string, routes []netip.Prefix) (Cluster, error) {
+// choose makes the settings of a new cluster. What is not asked for does not take the
+// addresses of others that are reached by the default route.
+func choose(o Options, distribution string, routes, others []netip.Prefix) (Cluster, error) {
 	c := Cluster{Format: format, Distribution: distribution}
 	var err error
 	if c.NodeName, err = o.nodeName(); err != nil {
@@ -161,7 +164,10 @@ func choose(o Options, distribution string, routes []netip.Prefix) (Cluster, err
 		if c.ServiceCIDR, err = prefix("service CIDR", "--service-cidr", o.ServiceCIDR, candidate[1]); err != nil {
 			return Cluster{}, err
 		}
-		if err = free(c, routes); err == nil {
+		if err = free(c, routes); err == nil && o.ClusterCIDR == "" && o.ServiceCIDR == "" {
+			err = free(c, others)
+		}
+		if err == nil {
 			return c, nil
 		}
 		if o.ClusterCIDR != "" && o.ServiceCIDR != "" {
@@ -246,6 +252,21 @@ func routesOf(p Paths) ([]netip.Prefix, error) {
 		}
 	}
 	return routes, nil
+}
+
+// resolvers are the addresses of this machine's name servers. A sandbox that is a pod may
+// have one at the very address that a cluster in it would give its own.
+func resolvers() (hosts []netip.Prefix) {
+	text, err := os.ReadFile(machineResolver)
+	if err != nil {
+		return nil
+	}
+	for line := range strings.Lines(string(text)) {
+		if address, ok := nameserver(line); ok && address.Is4() {
+			hosts = append(hosts, netip.PrefixFrom(address, address.BitLen()))
+		}
+	}
+	return hosts
 }
 
 func (c Cluster) save(p Paths) error {

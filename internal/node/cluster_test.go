@@ -23,7 +23,7 @@ func prefixes(texts ...string) []netip.Prefix {
 
 func TestNetworksAvoidWhatTheMachineHasRoutesTo(t *testing.T) {
 	for _, c := range []struct {
-		routes         []string
+		routes, others []string
 		o              Options
 		pods, services string
 		fails          string
@@ -31,6 +31,8 @@ func TestNetworksAvoidWhatTheMachineHasRoutesTo(t *testing.T) {
 		{pods: "10.42.0.0/16", services: "10.43.0.0/16"},
 		{routes: []string{"192.0.2.0/24"}, pods: "10.42.0.0/16", services: "10.43.0.0/16"},
 		{routes: []string{"10.43.7.0/24"}, pods: "10.142.0.0/16", services: "10.143.0.0/16"},
+		{others: []string{"192.0.2.1/32", "10.43.0.10/32"}, pods: "10.142.0.0/16", services: "10.143.0.0/16"},
+		{others: []string{"10.43.0.10/32"}, o: Options{ServiceCIDR: "10.43.0.0/16"}, pods: "10.42.0.0/16", services: "10.43.0.0/16"},
 		{routes: []string{"10.0.0.0/8"}, pods: "172.28.0.0/16", services: "172.29.0.0/16"},
 		{routes: []string{"10.0.0.0/8", "172.16.0.0/12"}, pods: "192.168.240.0/22", services: "192.168.244.0/22"},
 		{o: Options{ServiceCIDR: "10.42.0.0/24"}, pods: "10.142.0.0/16", services: "10.42.0.0/24"},
@@ -46,7 +48,7 @@ func TestNetworksAvoidWhatTheMachineHasRoutesTo(t *testing.T) {
 		if o.NodeName == "" {
 			o.NodeName = "test"
 		}
-		got, err := choose(o, "kubernetes", prefixes(c.routes...))
+		got, err := choose(o, "kubernetes", prefixes(c.routes...), prefixes(c.others...))
 		switch {
 		case c.fails != "":
 			if err == nil || !strings.Contains(err.Error(), c.fails) || !strings.Contains(err.Error(), "hint: ") {
