@@ -77,7 +77,7 @@ func parsePublication(text string) (publication, error) {
 // publishServer lets the ports that were asked for be reached, and the apiserver outside
 // of the node's own namespaces, if it is in such ones.
 func (n *Node) publishServer(context.Context) error {
-	options, local := svcproxy.Options{Log: n.log}, localAddresses
+	options, local := svcproxy.Options{Log: n.log}, n.addresses
 	if n.outside != nil {
 		options.Listen, options.ListenPacket, local = n.outside.Listen, n.outside.ListenPacket, n.outsideAddresses
 	}

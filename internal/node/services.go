@@ -48,7 +48,7 @@ func (n *Node) openServices(ctx context.Context) error {
 		return nil
 	}
 	n.services = &services{added: make(map[netip.Addr]bool)}
-	n.services.table = svcproxy.NewTable(localAddresses, svcproxy.Options{Log: n.log})
+	n.services.table = svcproxy.NewTable(n.addresses, svcproxy.Options{Log: n.log})
 	if n.byKubeProxy() {
 		return n.kubeProxyServes(ctx)
 	}
@@ -227,6 +227,22 @@ func changeAddress(address netip.Addr, change func(netlink.Link, *netlink.Addr) 
 		return err
 	}
 	return change(link, &netlink.Addr{IPNet: netlink.NewIPNet(address.AsSlice())})
+}
+
+// addresses are those of the node: not those that Services have here, which others may
+// listen at.
+func (n *Node) addresses() []netip.Addr {
+	return slices.DeleteFunc(localAddresses(), func(a netip.Addr) bool { return a == n.cluster.DNS() || n.services.has(a) })
+}
+
+// has reports whether a Service has the address.
+func (s *services) has(address netip.Addr) bool {
+	if s == nil { // they are not opened yet
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.added[address]
 }
 
 // localAddresses are the IPv4 addresses of the network that this process is in.

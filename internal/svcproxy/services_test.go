@@ -232,6 +232,29 @@ func TestTable(t *testing.T) {
 	}
 }
 
+// A port of the node, at all of its addresses, and that of a Service may be the same.
+func TestPortAtAllAddresses(t *testing.T) {
+	a, b, at := named(t, "a"), named(t, "b"), free(t)
+	ofService := Port{Name: "default/web:", Protocol: corev1.ProtocolTCP, Addresses: []netip.Addr{at.Addr()}, Port: at.Port(), Endpoints: []netip.AddrPort{a}}
+	ofNode := Port{Name: "the hostPort of default/proxy", Protocol: corev1.ProtocolTCP, Port: at.Port(), Endpoints: []netip.AddrPort{b}}
+	for _, ports := range [][]Port{{ofService, ofNode}, {ofNode, ofService}} {
+		table := NewTable(func() []netip.Addr { return []netip.Addr{loopback.Addr()} }, Options{})
+		for i := range ports { // one after the other, too
+			if failures := table.Apply(ports[:i+1]); failures != nil {
+				t.Error(failures)
+			}
+		}
+		for want, at := range map[string]netip.AddrPort{"a": at, "b": netip.AddrPortFrom(loopback.Addr(), at.Port())} {
+			if got := hear(t, at); got != want {
+				t.Errorf("at %v answers %q, not %q", at, got, want)
+			}
+		}
+		if err := table.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // A client of UDP that goes on from the same port leaves an endpoint that is gone, and
 // no other.
 func TestUDPClientLeavesEndpoint(t *testing.T) {

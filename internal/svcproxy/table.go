@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -18,8 +19,10 @@ import (
 type Table struct {
 	options Options
 	// local are the addresses of the node that a port at all of them has: for UDP,
-	// whose answers have to come from the address that was asked.
+	// whose answers have to come from the address that was asked, and where ports at all
+	// addresses exclude those at one.
 	local func() []netip.Addr
+	each  bool // whether TCP too is listened for at each of them
 
 	mu        sync.Mutex
 	listeners map[socket]*entry
@@ -39,8 +42,26 @@ type entry struct {
 
 // NewTable returns a table without listeners.
 func NewTable(local func() []netip.Addr, options Options) *Table {
-	return &Table{options: options.withDefaults(), local: local, listeners: make(map[socket]*entry)}
+	each := local != nil && options.Listen == nil && exclusive()
+	return &Table{options: options.withDefaults(), local: local, each: each, listeners: make(map[socket]*entry)}
 }
+
+// exclusive reports whether who listens at all addresses excludes others that listen at
+// one, with the same port: Linux does that (socket(7), SO_REUSEADDR), gVisor does not.
+// A port of the node could keep a Service from having its own.
+var exclusive = sync.OnceValue(func() bool {
+	one, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		return false
+	}
+	defer one.Close()
+	all, err := net.Listen("tcp4", fmt.Sprintf("0.0.0.0:%d", one.Addr().(*net.TCPAddr).Port))
+	if err != nil {
+		return true
+	}
+	all.Close()
+	return false
+})
 
 // drain is how long connections of a port that is gone may go on.
 const drain = 30 * time.Second
@@ -107,7 +128,7 @@ func (t *Table) socketsOf(port Port) []socket {
 	addresses := port.Addresses
 	switch {
 	case len(addresses) > 0:
-	case port.Protocol == corev1.ProtocolUDP:
+	case port.Protocol == corev1.ProtocolUDP || t.each:
 		addresses = t.local()
 	default:
 		addresses = []netip.Addr{netip.IPv4Unspecified()}
