@@ -6,6 +6,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -53,12 +54,16 @@ type Options struct {
 	// Resolver, if valid, is who the gateway's own port 53 belongs to.
 	Resolver netip.AddrPort
 	Log      *slog.Logger
+	// MaxUDPFlows is how many are served at a time; 0 means 10240. What more of them send is
+	// lost.
+	MaxUDPFlows int
 }
 
 // Gateway is an uplink. It ends with its process.
 type Gateway struct {
 	options Options
 	stack   *stack.Stack
+	flows   chan struct{} // of UDP: as many as there are
 }
 
 // Open makes the device, with address and default route, in the network namespace of
@@ -68,7 +73,7 @@ func Open(o Options) error {
 	if err != nil {
 		return err
 	}
-	g := &Gateway{options: o, stack: stack.New(stack.Options{
+	g := &Gateway{options: o, flows: make(chan struct{}, cmp.Or(o.MaxUDPFlows, 10240)), stack: stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol},
 	})}
@@ -205,15 +210,23 @@ func (g *Gateway) tcp(r *tcp.ForwarderRequest) {
 
 // udp serves what one client sends to one destination. It must not wait.
 func (g *Gateway) udp(r *udp.ForwarderRequest) bool {
+	select {
+	case g.flows <- struct{}{}:
+	default:
+		g.options.Log.Debug("a datagram is one flow too many")
+		return true
+	}
 	var queue waiter.Queue
 	endpoint, failure := r.CreateEndpoint(&queue)
 	if failure != nil {
+		<-g.flows
 		g.options.Log.Debug("take a datagram", "error", failure)
 		return true
 	}
 	client := gonet.NewUDPConn(&queue, endpoint)
 	id := r.ID()
 	go func() {
+		defer func() { <-g.flows }()
 		defer client.Close()
 		server, err := g.dial("udp", id)
 		if err != nil {

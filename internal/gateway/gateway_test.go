@@ -11,6 +11,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -111,6 +112,41 @@ func TestFlows(t *testing.T) {
 	defer outside.mu.Unlock()
 	if slices.Contains(outside.dialed, "tcp "+Address.String()+":80") {
 		t.Error("a port of the gateway itself was dialed outside")
+	}
+}
+
+// A pod that sends from more and more ports does not take all memory.
+func TestSoManyFlows(t *testing.T) {
+	outside := &network{}
+	const most = 4
+	inOwnNetwork(t, func() error {
+		if err := Open(Options{Dial: outside.dial, Log: slog.New(slog.DiscardHandler), MaxUDPFlows: most}); err != nil {
+			return err
+		}
+		for i := range 3 * most {
+			conn, err := net.Dial("udp", "203.0.113.5:4000")
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+			if i >= most {
+				_ = conn.SetDeadline(time.Now().Add(100 * time.Millisecond))
+			}
+			_, _ = conn.Write([]byte("hello"))
+			if _, err := conn.Read(make([]byte, 100)); (err == nil) != (i < most) {
+				t.Errorf("the answer of flow %d: %v", i, err)
+			}
+		}
+		if answer, err := ask("tcp", "203.0.113.5:80"); err != nil {
+			t.Errorf("TCP answers %q, %v", answer, err)
+		}
+		return nil
+	})
+	outside.mu.Lock()
+	defer outside.mu.Unlock()
+	if dialed := len(slices.DeleteFunc(outside.dialed, func(d string) bool { return strings.HasPrefix(d, "tcp ") })); dialed != most {
+		t.Errorf("%d flows were dialed", dialed)
 	}
 }
 
