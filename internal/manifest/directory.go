@@ -193,29 +193,28 @@ func (d *Directory) prune(ctx context.Context, known kinds) (bool, error) {
 		wanted = append(wanted, a.Objects...)
 	}
 	worked := false
+	looks := make(map[Ref]int)
 	var failures error
 	for name, a := range d.applied {
 		var left []Ref
 		for _, ref := range slices.Backward(a.Stale) { // what came last may need the others
 			worked = true
 			if slices.Contains(wanted, ref) {
-				delete(d.stale, ref)
 				continue
 			}
-			if d.stale[ref]++; d.stale[ref] < staleLooks {
+			if looks[ref] = d.stale[ref] + 1; looks[ref] < staleLooks {
 				left = append(left, ref)
 				continue
 			}
 			if err := d.cluster.remove(ctx, known, ref); err != nil {
 				failures = errors.Join(failures, fmt.Errorf("delete %s, which %s had brought: %w", ref, name, err))
 				left = append(left, ref)
-				continue
 			}
-			delete(d.stale, ref)
 		}
 		slices.Reverse(left)
 		a.Stale = left
 	}
+	d.stale = looks
 	return worked, failures
 }
 

@@ -197,6 +197,18 @@ func TestSyncInTheMiddleOfAChange(t *testing.T) {
 		}
 		d.want(all...)
 	}
+	// An object that two files have held is away from both as long as from one.
+	d.write("b.yaml", named("one"))
+	d.sync()
+	d.write("a.yaml", named("two")+web)
+	d.write("b.yaml", named("three"))
+	d.sync()
+	d.want(configMaps+"one", configMaps+"three", configMaps+"two", webPath)
+	d.write("a.yaml", whole)
+	d.remove("b.yaml")
+	d.sync()
+	d.sync()
+	d.want(all...)
 	// However long that takes.
 	for _, nothing := range []string{"", "\n", "---\n# later\n"} {
 		d.write("a.yaml", nothing)
