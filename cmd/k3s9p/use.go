@@ -4,10 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -65,22 +64,12 @@ func passthrough(name, short, example string, with func(node.Paths) (args, env [
 			}
 			more, env := with(p)
 			argv := append(append([]string{name}, more...), args...)
-			return fmt.Errorf("run %s: %w", program, unix.Exec(program, argv, replaced(os.Environ(), env)))
+			// Environ keeps the last of two variables of one name; a program written in Go takes
+			// the first.
+			all := (&exec.Cmd{Env: append(os.Environ(), env...)}).Environ()
+			return fmt.Errorf("run %s: %w", program, unix.Exec(program, argv, all))
 		},
 	}
-}
-
-// replaced is an environment with variables in the place of those that have the same names:
-// of two a program written in Go takes the first.
-func replaced(environment, variables []string) []string {
-	of := func(name string) func(string) bool {
-		return func(entry string) bool { return strings.HasPrefix(entry, name+"=") }
-	}
-	for _, variable := range variables {
-		name, _, _ := strings.Cut(variable, "=")
-		environment = slices.DeleteFunc(environment, of(name))
-	}
-	return append(environment, variables...)
 }
 
 func kubeconfigCommand() *cobra.Command {

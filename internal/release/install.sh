@@ -101,13 +101,13 @@ check_signature() {
 		echo 'this install.sh names no key: the signature is not checked' >&2
 		return
 	fi
-	# Asked before anything that was downloaded is looked at.
-	if have ssh-keygen && ssh-keygen -Y verify </dev/null 2>&1 | grep -q 'option -- *Y'; then
-		echo 'the ssh-keygen here is older than that of OpenSSH 8.1: the signature is not checked, only the checksum' >&2
-		return
-	fi
 	if ! have ssh-keygen; then
 		echo 'there is no ssh-keygen: the signature is not checked, only the checksum' >&2
+		return
+	fi
+	# Asked before anything that was downloaded is looked at.
+	if ssh-keygen -Y verify </dev/null 2>&1 | grep -q 'option -- *Y'; then
+		echo 'the ssh-keygen here is older than that of OpenSSH 8.1: the signature is not checked, only the checksum' >&2
 		return
 	fi
 	download "$from/SHA256SUMS.sig" "$work/SHA256SUMS.sig" || fail "$version is not signed: there is no $from/SHA256SUMS.sig"
