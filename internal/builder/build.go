@@ -113,11 +113,11 @@ func (b *Builder) BuildFor(ctx context.Context, distro string, archs []string) (
 	for _, build := range begin {
 		builds.Go(build)
 	}
-	if err := errors.Join(builds.Wait(), b.pruneSources()); err != nil {
+	if err := builds.Wait(); err != nil {
 		return nil, err
 	}
 	fmt.Print(strings.Join(conclusions, ""))
-	return dists, nil
+	return dists, b.pruneSources()
 }
 
 // Build makes a distribution (DISTRO: k3s, kubernetes, auto) in dist/.
@@ -137,8 +137,11 @@ func (b *Builder) Build(ctx context.Context, distro string) (err error) {
 		return err
 	}
 	conclusion, err := b.build(ctx, selection)
+	if err != nil {
+		return err
+	}
 	fmt.Print(conclusion)
-	return err
+	return b.pruneSources()
 }
 
 // open locks the work tree, if it can be written.

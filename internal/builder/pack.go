@@ -166,21 +166,18 @@ func (s *backgroundSum) finish() string {
 	return <-s.done
 }
 
-// pruneOutputs removes outputs, and sources, that older builds left. Sources stay while
-// another architecture may be built from them.
+// pruneOutputs removes outputs that older builds left.
 func (b *Builder) pruneOutputs(d distribution) error {
 	packed, err := b.packedDir(d)
 	inUse := []string{packed, filepath.Dir(d.launcher)}
 	for _, set := range d.sets {
 		inUse = append(inUse, set.Dir)
 	}
-	err = errors.Join(err, b.Prune(b.own("out"), inUse))
-	if b.AtOnce <= 1 {
-		err = errors.Join(err, b.pruneSources())
-	}
-	return err
+	return errors.Join(err, b.Prune(b.own("out"), inUse))
 }
 
+// pruneSources removes sources that older builds left, when nothing is built from them any
+// more, for no architecture.
 func (b *Builder) pruneSources() error {
 	return errors.Join(b.Prune("src", nil), b.Prune("mod", nil))
 }
